@@ -1,0 +1,4 @@
+"""Verdicts as pure functions of stored facts.
+
+It must not know SQL, Optuna or files.
+"""

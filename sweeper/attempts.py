@@ -1,0 +1,232 @@
+"""One attempt's folder: what is put into it before the runner starts, what is read out when it ended.
+
+It must not know databases, samplers or which executor carries the attempt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from sweeper.configuration import fill_command, resolve_config
+from sweeper.errors import DiskUnusable
+from sweeper.events import EventError, Fold, parse_line
+from sweeper.executors.base import Slot
+from sweeper.objective import best_value
+from sweeper.paths import AttemptPaths, make_private, write_json, write_whole
+from sweeper.spec import AttemptOutcome, AttemptSpec, SpecError
+from sweeper.study import Study
+from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, Reason
+
+
+def prepare(
+    study: Study,
+    trial: PlannedTrial,
+    *,
+    attempt: int,
+    paths: AttemptPaths,
+    slot: Slot,
+    target: float | None,
+    fallback: Sequence[float],
+    cap_s: float | None,
+) -> Path:
+    """Write an attempt's configuration and spec; returns the spec's path.
+
+    Raises:
+        DiskUnusable: the run folder cannot be written.
+    """
+    config = resolve_config(
+        study,
+        trial.point,
+        seed=trial.seed,
+        target=target,
+        fallback=fallback,
+        max_steps=study.limits.steps,
+    )
+    argv = fill_command(
+        study,
+        trial.point,
+        config=paths.config,
+        events=paths.raw_events,
+        run_dir=paths.folder,
+        target=target,
+        seed=trial.seed,
+    )
+    env: dict[str, str | None] = {
+        **study.trainer.env,
+        **slot.env,
+        "SWEEP_SEED": str(trial.seed),
+        "SWEEP_TARGET": None if target is None else repr(target),
+        "SWEEP_MAX_STEPS": str(study.limits.steps),
+        "SWEEP_EVENTS": None if study.trainer.patterns else str(paths.raw_events),
+        "SWEEP_RUN_DIR": str(paths.folder),
+    }
+    spec = AttemptSpec(
+        study=study.name,
+        trial=trial.id,
+        attempt=attempt,
+        argv=argv,
+        cwd=str((study.folder / (study.trainer.cwd or ".")).resolve()),
+        run_dir=str(paths.folder),
+        metric=study.objective.metric,
+        clock=study.objective.clock,
+        target=target,
+        trial_s=study.limits.trial_s,
+        silence_s=study.limits.silence_s,
+        startup_s=study.limits.startup_s,
+        grace_s=study.limits.grace_s,
+        max_steps=study.limits.steps,
+        env=env,
+        reader="patterns" if study.trainer.patterns else "events",
+        patterns=dict(study.trainer.patterns),
+        cap_s=cap_s,
+        device=dict(slot.device),
+    )
+    try:
+        if paths.folder.exists():  # left by an orchestrator that died before it started the runner
+            shutil.rmtree(paths.folder)
+        make_private(paths.folder)
+        if study.trainer.config is not None:
+            write_whole(paths.config, tomli_w.dumps(config))
+        write_json(paths.spec, spec.to_json())
+    except OSError as error:
+        raise disk_unusable(paths.folder, error) from None
+    return paths.spec
+
+
+def disk_unusable(folder: Path, error: OSError) -> DiskUnusable:
+    """A run folder's trouble in words: full, read-only, vanished."""
+    what = {
+        errno.ENOSPC: "the disk is full",
+        errno.EDQUOT: "the disk quota is used up",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "permission denied",
+    }.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
+    return DiskUnusable(
+        f"run folder {folder}: {what}. Nothing recorded so far is lost: make room (or choose "
+        "another --home), then give the same command again"
+    )
+
+
+def read_events(paths: AttemptPaths, metric: str) -> Fold:
+    """Fold an attempt's normalised stream up to its end, or to a line that a full disk tore."""
+    fold = Fold(metric)
+    with contextlib.suppress(FileNotFoundError, EventError), paths.events.open("rb") as file:
+        for line in file:
+            if line.strip():
+                fold.add(parse_line(line))
+    return fold
+
+
+def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
+    """All that is known after an attempt, or None while it has no outcome.
+
+    An outcome file that cannot be read (a torn disk) becomes a `lost` failure.
+    """
+    try:
+        outcome = AttemptOutcome.read(paths.outcome)
+    except FileNotFoundError:
+        return None
+    except (SpecError, OSError) as error:
+        return lost(paths, f"the outcome file cannot be read: {error}")
+    fold = read_events(paths, metric)
+    started: Mapping[str, Any] = fold.started or {}
+    finished: Mapping[str, Any] = fold.finished or {}
+    train_s = fold.clock.train
+    return AttemptFacts(
+        attempt=outcome.attempt,
+        outcome=outcome.outcome,
+        reason=outcome.reason,
+        message=outcome.message,
+        curve=tuple(fold.curve),
+        phases=fold.clock,
+        steps=fold.step,
+        tokens=fold.tokens,
+        best_loss=best_value(fold.curve),
+        tokens_per_s=fold.tokens / train_s if train_s > 0 and fold.tokens else None,
+        peak_memory_bytes=_whole(finished.get("peak_memory_bytes")),
+        cap_s=outcome.cap_s,
+        wall_s=outcome.wall_s,
+        started_at=outcome.started_at,
+        ended_at=outcome.ended_at,
+        exit_code=outcome.exit_code if outcome.signal is None else -outcome.signal,
+        device=dict(outcome.device),
+        fingerprint={
+            "hardware": started.get("hardware"),
+            "versions": started.get("versions"),
+            "data_hash": started.get("data_hash"),
+            "trainer": started.get("trainer"),
+        },
+        clock_source=outcome.clock_source,
+    )
+
+
+def lost(paths: AttemptPaths, message: str) -> AttemptFacts:
+    """What is known of an attempt whose runner vanished without an outcome: that it is lost."""
+    try:
+        spec = AttemptSpec.read(paths.spec)
+        attempt = spec.attempt
+        started_at = paths.spec.stat().st_mtime
+    except (SpecError, OSError):
+        attempt = int(paths.folder.name.removeprefix("attempt-"))
+        started_at = 0.0
+    return AttemptFacts(
+        attempt=attempt,
+        outcome=Outcome.FAILED,
+        reason=Reason.LOST,
+        message=message,
+        started_at=started_at,
+        ended_at=started_at,
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+class Follow:
+    """Reads what was added to an attempt's event stream since the last look.
+
+    Used by the loop for its display only; what is recorded is read once, when the attempt has ended.
+    """
+
+    def __init__(self, paths: AttemptPaths) -> None:
+        self._path = paths.events
+        self._offset = 0
+        self._rest = b""
+
+    def new(self) -> list[dict[str, Any]]:
+        """Whole new events; an unreadable line is skipped, a missing file has none."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read(1 << 20)
+        except OSError:
+            return []
+        self._offset += len(data)
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        found = []
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                found.append(event)
+        return found
+
+
+def finite(value: object) -> float | None:
+    """A finite number, or None."""
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if ok else None  # type: ignore[arg-type]

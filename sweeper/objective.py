@@ -1,0 +1,87 @@
+"""From a curve and a target to a time-to-target, which is either reached or censored.
+
+It must not know processes, databases or files; it is method section 1, "Crossing time".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sweeper.trial import AttemptFacts, Clock, Evaluation, Outcome
+
+
+@dataclass(frozen=True)
+class TimeToTarget:
+    """Seconds on one clock until a target was crossed, or after which it had not been.
+
+    `seconds` is the crossing time when `reached`, else the time up to which the target was not
+    crossed (censored). `lower_s` and `upper_s` are the stamps of the two evaluations around the
+    crossing: their distance is the resolution. `steps` and `tokens` are interpolated likewise and
+    None when censored. `confirmed` says that a larger slice agreed.
+    """
+
+    reached: bool
+    seconds: float
+    steps: float | None = None
+    tokens: float | None = None
+    lower_s: float = 0.0
+    upper_s: float = 0.0
+    confirmed: bool = False
+
+
+def crossing(curve: Sequence[Evaluation], target: float, clock: Clock) -> TimeToTarget | None:
+    """First crossing of the target that counts, or None.
+
+    A probe at or below the target counts unless a confirmation slice measured at the same step is
+    above it. The time is interpolated linearly between the last probe that did not count and the
+    first that did; if the former was already at or below the target (confirmation refused it), the
+    time is the latter's. A NaN after a crossing does not undo it.
+    """
+    confirmations = {e.step: e.value for e in curve if e.slice == "confirmation"}
+    before: Evaluation | None = None
+    for probe in (e for e in curve if e.slice == "probe"):
+        if not math.isfinite(probe.value):
+            continue
+        confirmation = confirmations.get(probe.step)
+        refused = confirmation is not None and not confirmation <= target
+        if probe.value > target or refused:
+            before = probe
+            continue
+        upper = probe.clock.seconds(clock)
+        lower = before.clock.seconds(clock) if before else upper
+        share = 1.0
+        if before is not None and before.value > target:
+            share = (before.value - target) / (before.value - probe.value)
+        start = before or probe
+        return TimeToTarget(
+            reached=True,
+            seconds=lower + share * (upper - lower),
+            steps=start.step + share * (probe.step - start.step),
+            tokens=start.tokens + share * (probe.tokens - start.tokens),
+            lower_s=lower,
+            upper_s=upper,
+            confirmed=confirmation is not None,
+        )
+    return None
+
+
+def time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeToTarget | None:
+    """Time-to-target of an ended attempt, for any target, at any time after it ran.
+
+    Returns None for an attempt that measured nothing about its configuration (failed, invalid).
+    """
+    if attempt.outcome not in (Outcome.REACHED, Outcome.CENSORED):
+        return None
+    found = crossing(attempt.curve, target, clock)
+    if found is not None:
+        return found
+    stopped_s = attempt.phases.seconds(clock)
+    return TimeToTarget(reached=False, seconds=stopped_s, lower_s=stopped_s, upper_s=math.inf)
+
+
+def best_value(curve: Sequence[Evaluation]) -> float | None:
+    """Lowest finite probe value, or None when there is none."""
+    finite = [e.value for e in curve if e.slice == "probe" and math.isfinite(e.value)]
+    return min(finite, default=None)

@@ -1,0 +1,128 @@
+"""Every path of a home, study, trial and attempt, and the one way files are written: whole or not at all.
+
+It must not know what the files mean; standard library only, because the runner uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PRIVATE_DIR = 0o700
+PRIVATE_FILE = 0o600
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all (temp file beside it, then rename).
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; the old file, if any, is untouched.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)  # noqa: PTH105 - the name says what it does
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)  # noqa: PTH108
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one strict JSON document (no NaN, no Infinity), whole."""
+    write_whole(path, json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def make_private(path: Path) -> Path:
+    """Create a folder (and its parents) for this user only, and return it."""
+    path.mkdir(mode=PRIVATE_DIR, parents=True, exist_ok=True)
+    return path
+
+
+@dataclass(frozen=True)
+class AttemptPaths:
+    """The files of one attempt, all in one folder."""
+
+    folder: Path
+
+    @property
+    def spec(self) -> Path:
+        """What the runner is asked to do."""
+        return self.folder / "spec.json"
+
+    @property
+    def config(self) -> Path:
+        """The trainer's resolved configuration of this trial."""
+        return self.folder / "config.toml"
+
+    @property
+    def raw_events(self) -> Path:
+        """What a trainer that speaks the protocol writes (SWEEP_EVENTS)."""
+        return self.folder / "trainer.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """The normalised event stream that the runner writes and everyone else reads."""
+        return self.folder / "events.jsonl"
+
+    @property
+    def stdout(self) -> Path:
+        """The trainer's standard output."""
+        return self.folder / "stdout.log"
+
+    @property
+    def stderr(self) -> Path:
+        """The trainer's standard error."""
+        return self.folder / "stderr.log"
+
+    @property
+    def runner_log(self) -> Path:
+        """What the runner itself has to say."""
+        return self.folder / "runner.log"
+
+    @property
+    def control(self) -> Path:
+        """A lowered cap, cancel or drain, written while the attempt runs."""
+        return self.folder / "control.json"
+
+    @property
+    def running(self) -> Path:
+        """Who runs this attempt (pid and start time), written by the runner first."""
+        return self.folder / "running.json"
+
+    @property
+    def outcome(self) -> Path:
+        """How it ended; its presence means that it has ended."""
+        return self.folder / "outcome.json"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds the embedded database, run folders and caches (`SWEEP_HOME`)."""
+
+    folder: Path
+
+    @property
+    def database(self) -> Path:
+        """The embedded database's folder."""
+        return self.folder / "db"
+
+    def study(self, study: str) -> Path:
+        """All run folders of a study."""
+        return self.folder / "runs" / study
+
+    def attempt(self, study: str, trial: str, attempt: int) -> AttemptPaths:
+        """The folder of one attempt (1-based) at a trial."""
+        return AttemptPaths(self.study(study) / trial / f"attempt-{attempt}")
+
+    def report(self, study: str) -> Path:
+        """Where a study's report is written unless told otherwise."""
+        return self.folder / "reports" / study

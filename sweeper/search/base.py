@@ -1,0 +1,37 @@
+"""The seam between the loop and whatever remembers points and suggests new ones.
+
+It must not know processes, limits or targets: it sees points in and values out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sweeper.space import Point
+
+
+@dataclass(frozen=True)
+class Told:
+    """What search is told about a finished trial.
+
+    `value` is seconds (or the metric); None means failed. `violation` above 0 marks a censored
+    trial: by how much its best loss missed the target. `curve` holds (seconds, loss) pairs.
+    """
+
+    value: float | None
+    violation: float = 0.0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Search(Protocol):
+    """One study of the search library; every call is idempotent by trial id."""
+
+    def ask(self, trial_id: str, point: Point, attributes: Mapping[str, Any]) -> None:
+        """Register a planned point as running."""
+        ...
+
+    def tell(self, trial_id: str, told: Told) -> None:
+        """Finish it; a trial that is already finished is left alone."""
+        ...

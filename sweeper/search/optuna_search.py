@@ -1,0 +1,160 @@
+"""Optuna behind the search seam: one Optuna study per stage and effective target, built from our facts.
+
+The only module that imports Optuna. It must not know processes, limits or targets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState, create_trial
+
+from sweeper.errors import DatabaseUnusable
+from sweeper.search.base import Told
+from sweeper.space import Categorical, Float, Integer, Parameter, Point, Space
+
+KEY = "sweep:attempt"  # the attribute that makes every call idempotent
+
+
+def distribution(parameter: Parameter) -> BaseDistribution:
+    """The Optuna distribution of a parameter; a stepped integer on a log scale becomes linear."""
+    if isinstance(parameter, Float):
+        return FloatDistribution(parameter.low, parameter.high, log=parameter.scale == "log")
+    if isinstance(parameter, Integer):
+        log = parameter.scale == "log" and parameter.step == 1
+        high = parameter.low + (parameter.high - parameter.low) // parameter.step * parameter.step
+        return IntDistribution(parameter.low, high, log=log, step=parameter.step)
+    if isinstance(parameter, Categorical):
+        return CategoricalDistribution(parameter.choices)
+    return CategoricalDistribution(parameter.choices)
+
+
+class OptunaStorage:
+    """Optuna's tables in the database at `url` (public schema); open once per process.
+
+    Raises:
+        DatabaseUnusable: the tables cannot be created or read; the message holds no password.
+    """
+
+    def __init__(self, url: str) -> None:
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            self._storage = RDBStorage(
+                url,
+                # without pre-ping the first report after a dropped connection is lost
+                engine_kwargs={"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2},
+            )
+        except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
+            raise DatabaseUnusable(
+                f"Optuna's tables cannot be opened ({type(error).__name__}); see `sweep db status`"
+            ) from None
+
+    def open(self, name: str, space: Space, notes: Mapping[str, Any]) -> OptunaSearch:
+        """The Optuna study of that name, created when missing; minimises seconds (or the metric)."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            study = optuna.create_study(
+                storage=self._storage, study_name=name, direction="minimize", load_if_exists=True
+            )
+        for key, value in notes.items():
+            if study.user_attrs.get(key) != value:
+                study.set_user_attr(key, value)
+        return OptunaSearch(study, space)
+
+    def names(self) -> list[str]:
+        """Names of all Optuna studies here."""
+        return [s.study_name for s in self._storage.get_all_studies()]
+
+    def delete(self, name: str) -> None:
+        """Remove an Optuna study (it can be rebuilt from our tables); a missing one is fine."""
+        for study in self._storage.get_all_studies():
+            if study.study_name == name:
+                self._storage.delete_study(study._study_id)  # noqa: SLF001 - Optuna names no public id
+
+    def close(self) -> None:
+        """Close the connections of this thread."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+
+class OptunaSearch:
+    """One Optuna study. Trials are found again by their attempt key, so every call is idempotent."""
+
+    def __init__(self, study: optuna.Study, space: Space) -> None:
+        self._study = study
+        self._storage = study._storage  # noqa: SLF001 - create_new_trial is one commit, ask is eleven
+        self._study_id = study._study_id  # noqa: SLF001
+        self._distributions = {n: distribution(p) for n, p in space.parameters.items()}
+        self._known: dict[str, tuple[int, TrialState]] = {
+            t.user_attrs[KEY]: (t._trial_id, t.state)  # noqa: SLF001
+            for t in study.get_trials(deepcopy=False)
+            if KEY in t.user_attrs
+        }
+
+    def ask(self, trial_id: str, point: Point, attributes: Mapping[str, Any]) -> None:
+        """Register a planned point as running, in one commit."""
+        if trial_id in self._known:
+            return
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(point),
+            distributions={name: self._distributions[name] for name in point},
+            user_attrs={KEY: trial_id, **attributes},
+        )
+        with _translated():
+            number = self._storage.create_new_trial(self._study_id, template_trial=template)
+        self._known[trial_id] = (number, TrialState.RUNNING)
+
+    def tell(self, trial_id: str, told: Told) -> None:
+        """Finish a trial: attributes and constraint first, since a finished trial refuses them.
+
+        Raises:
+            KeyError: the trial was never asked for.
+            DatabaseUnusable: the database went away; telling again later is safe.
+        """
+        number, state = self._known[trial_id]
+        if state.is_finished():
+            return
+        with _translated():
+            # the list form is the one that the dashboard shows; Optuna itself reads both
+            attributes = {"constraints": [told.violation]}
+            for key, value in attributes.items():
+                self._storage.set_trial_system_attr(number, key, value)
+            for key, value in told.attributes.items():
+                self._storage.set_trial_user_attr(number, key, value)
+            if told.value is None:
+                self._storage.set_trial_state_values(number, TrialState.FAIL)
+                self._known[trial_id] = (number, TrialState.FAIL)
+            else:
+                self._storage.set_trial_state_values(number, TrialState.COMPLETE, [told.value])
+                self._known[trial_id] = (number, TrialState.COMPLETE)
+
+    def untold(self) -> Iterable[str]:
+        """Attempt keys still running here: the loop closes those it knows to have ended."""
+        return [key for key, (_, state) in self._known.items() if not state.is_finished()]
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Optuna's and SQLAlchemy's failures become ours, without the URL that they may quote."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        raise DatabaseUnusable(
+            "the database stopped answering while Optuna's tables were written "
+            f"({type(error).__name__})"
+        ) from None

@@ -1,0 +1,135 @@
+"""What a runner is asked to do and what it answers: the two JSON documents of an attempt.
+
+It must not know stages, Optuna, the database or which executor carries it; standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from sweeper.trial import Clock, Outcome, Reason
+
+SPEC_VERSION = 1
+
+
+class SpecError(ValueError):
+    """A spec or outcome document that is not of this version or lacks something."""
+
+
+class _Document:
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the version."""
+        return {"v": SPEC_VERSION, **asdict(self)}  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, document: Any) -> Self:
+        """Parse and check a document; unknown keys are refused.
+
+        Raises:
+            SpecError: another version, an unknown key or a missing one.
+        """
+        if not isinstance(document, dict) or document.get("v") != SPEC_VERSION:
+            raise SpecError(f"{cls.__name__}: expected an object with v = {SPEC_VERSION}")
+        values = {k: v for k, v in document.items() if k != "v"}
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(values) - known):
+            raise SpecError(f"{cls.__name__}: unknown key {unknown[0]!r}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise SpecError(f"{cls.__name__}: {error}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a document from a file.
+
+        Raises:
+            SpecError: not JSON or not this document.
+            OSError: the file cannot be read.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise SpecError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class AttemptSpec(_Document):
+    """One attempt, complete: a runner needs nothing else.
+
+    `argv` is the trainer's argument vector with everything filled in; `env` is added to the
+    inherited environment (None removes a variable). `reader` says what the trainer speaks: `events`
+    (protocol lines in trainer.jsonl, SWEEP_EVENTS) or `patterns` (regular expressions on its output).
+    Limits are seconds: `trial_s` on the wall from the first step (or from the start, where the
+    trainer has no clock), `startup_s` from spawn to the first event after run_started, `silence_s`
+    without an event or output line, `grace_s` between TERM and KILL, `cap_s` on the ranking clock.
+    `targets` are all targets a crossing of which matters, hardest first; the run is stopped at
+    `target`. `lease_s` is set for remote attempts only.
+    """
+
+    study: str
+    trial: str
+    attempt: int
+    argv: list[str]
+    cwd: str
+    run_dir: str
+    metric: str
+    clock: Clock
+    target: float | None
+    trial_s: float
+    silence_s: float
+    startup_s: float
+    grace_s: float
+    max_steps: int
+    env: dict[str, str | None] = field(default_factory=dict)
+    reader: Literal["events", "patterns"] = "events"
+    patterns: dict[str, str] = field(default_factory=dict)
+    cap_s: float | None = None
+    lease_s: float | None = None
+    device: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttemptOutcome(_Document):
+    """How an attempt ended, written last and whole; what was measured is in events.jsonl.
+
+    `started_at` and `ended_at` are Unix times for people, `wall_s` is monotonic. `cap_s` is the cap
+    in force when it was stopped for one. `stderr_tail` keeps the last lines for a failure's message.
+    """
+
+    study: str
+    trial: str
+    attempt: int
+    outcome: Outcome
+    reason: Reason
+    message: str
+    exit_code: int | None
+    signal: int | None
+    started_at: float
+    ended_at: float
+    wall_s: float
+    cap_s: float | None = None
+    clock_source: Literal["trainer", "runner"] = "trainer"
+    stderr_tail: str = ""
+    events: int = 0
+    ignored_events: int = 0
+    leftovers: list[int] = field(default_factory=list)
+    device: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Turn names read from JSON into their enums."""
+        object.__setattr__(self, "outcome", Outcome(self.outcome))
+        object.__setattr__(self, "reason", Reason(self.reason))
+
+
+@dataclass(frozen=True)
+class Control(_Document):
+    """What the loop wants of a running attempt; a new file replaces the old one whole."""
+
+    cap_s: float | None = None
+    cancel: bool = False
+    drain: bool = False

@@ -1,0 +1,204 @@
+"""A study and its parts as frozen values: the question, the trainer, the limits, the stages.
+
+It must not know that TOML, Optuna, Postgres or GPUs exist; `study_file` makes it, everyone reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sweeper.space import Space, Value
+from sweeper.trial import Clock, StageName
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True
+    )
+
+
+class Objective(_Frozen):
+    """What is minimised: seconds until `metric` is at or below `target`, or the final metric."""
+
+    goal: Literal["time_to_target", "final"] = "time_to_target"
+    metric: str = "val_loss"
+    target: Finite
+    fallback: tuple[Finite, ...] = ()
+    stretch: tuple[Finite, ...] = ()
+    clock: Clock = "train"
+
+
+class TrainerCommand(_Frozen):
+    """How a trial is started: an argument vector, never a shell.
+
+    `config` is what the space's dotted keys point into (TOML or JSON, relative to the study's
+    folder); `patterns` are regular expressions for a script whose output must be read.
+    """
+
+    command: tuple[str, ...] = Field(min_length=1)
+    config: str | None = None
+    module: str | None = None
+    cwd: str | None = None
+    env: Mapping[str, str] = {}
+    patterns: Mapping[str, str] = {}
+
+
+class Limits(_Frozen):
+    """Limits of one trial. `trial_s` is seconds on the wall after start-up and compile are excluded:
+    the trainer's own clock where it has one, and the runner's wall as a backstop."""
+
+    steps: int = Field(gt=0)
+    trial_s: Positive
+    silence_s: Positive = 120.0
+    startup_s: Positive = 600.0
+    grace_s: Positive = 15.0
+
+
+class Resources(_Frozen):
+    """Whole devices per trial; 0 means CPU only."""
+
+    gpus: int = Field(default=1, ge=0)
+
+
+class BestOf(_Frozen):
+    """Take these parameters from the level that wins an earlier group."""
+
+    group: str
+    parameters: tuple[str, ...] = Field(min_length=1)
+
+
+class Group(_Frozen):
+    """A named part of stage 1: exactly one of grid, vary and configs, crossed with bases."""
+
+    name: str
+    title: str = ""
+    grid: Mapping[str, tuple[Value, ...]] = {}
+    vary: Mapping[str, tuple[Value, ...]] = {}
+    configs: tuple[Mapping[str, Value], ...] = ()
+    bases: tuple[Mapping[str, Value], ...] = ({},)
+    best_of: BestOf | None = None
+
+
+class Tie(_Frozen):
+    """`parameter` scales with `follows` by a power, relative to their baselines, where a point does
+    not set it itself: 1 is linear, 0.5 the square root."""
+
+    parameter: str
+    follows: str
+    exponent: Finite
+
+
+class Stage1(_Frozen):
+    """The broad stage of declared groups."""
+
+    group: tuple[Group, ...] = Field(min_length=1)
+    duplicates: Literal["reuse", "replicate"] = "reuse"
+    control_every: int = Field(default=0, ge=0)
+
+
+class Stage2(_Frozen):
+    """The designed fraction around the top k."""
+
+    from_top: int = Field(default=5, ge=1)
+    runs: int = Field(default=36, ge=1)
+    replicates: int = Field(default=3, ge=0)
+    interactions: tuple[tuple[str, str], ...] = ()
+    strategy: Literal["fraction", "tpe", "gp"] = "fraction"
+    extra: int = Field(default=0, ge=0)
+
+
+class Confirm(_Frozen):
+    """Fresh-seed repeats of the finalists and the baseline, interleaved in blocks."""
+
+    top: int = Field(default=3, ge=1)
+    repeats: int = Field(default=10, ge=1)
+
+
+class Racing(_Frozen):
+    """Which rules may end a trial early. `slack` None means: from the replicate spread."""
+
+    cap: bool = True
+    forecast: bool = True
+    order: bool = True
+    slack: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+
+
+class Question(_Frozen):
+    """A question that the report answers by name: two levels of one parameter, all else equal."""
+
+    text: str
+    parameter: str
+    levels: tuple[Value, ...] = ()
+    at: Mapping[str, Value] = {}
+
+
+class Study(_Frozen):
+    """One question, whole. `folder` is where its file lives; `base` is the trainer configuration
+    that the space's keys point into (empty when the trainer has none)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    title: str = ""
+    folder: Path
+    objective: Objective
+    trainer: TrainerCommand
+    limits: Limits
+    resources: Resources = Resources()
+    space: Space
+    ties: tuple[Tie, ...] = ()
+    forbid: tuple[Mapping[str, Value], ...] = ()
+    frozen: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+    stage1: Stage1
+    stage2: Stage2 = Stage2()
+    confirm: Confirm = Confirm()
+    racing: Racing = Racing()
+    seed: int = 1
+    base: Mapping[str, Any] = {}
+
+    def definition(self, stage: StageName) -> dict[str, Any]:
+        """What a stage's plan is frozen on, as JSON values: everything that could change its points
+        or what its times mean. Titles, questions and later stages are left out."""
+        parts: dict[str, Any] = {
+            "objective": self.objective.model_dump(mode="json", exclude={"fallback", "stretch"}),
+            "trainer": self.trainer.model_dump(mode="json", exclude={"module"}),
+            "limits": self.limits.model_dump(mode="json", include={"steps", "trial_s"}),
+            "resources": self.resources.model_dump(mode="json"),
+            "space": {
+                name: {"type": type(parameter).__name__.lower()}
+                | {k: v for k, v in vars(parameter).items() if k != "name"}
+                for name, parameter in self.space.parameters.items()
+            },
+            "ties": [tie.model_dump(mode="json") for tie in self.ties],
+            "forbid": [dict(f) for f in self.forbid],
+            "frozen": list(self.frozen),
+            "base": self.base,
+            "seed": self.seed,
+        }
+        if stage == "stage1":
+            parts["stage1"] = self.stage1.model_dump(mode="json")
+        elif stage == "stage2":
+            parts["stage2"] = self.stage2.model_dump(mode="json")
+        plain: dict[str, Any] = json.loads(json.dumps(parts, default=_plain, sort_keys=True))
+        return plain
+
+    def definition_hash(self, stage: StageName) -> str:
+        """SHA-256 of the definition's canonical JSON, 64 hexadecimal digits."""
+        text = json.dumps(self.definition(stage), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple | set | frozenset):
+        return list(value)
+    return str(value)

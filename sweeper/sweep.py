@@ -1,0 +1,422 @@
+"""The loop that runs one stage: reconcile, ask, submit, collect, record, tell; safe to repeat.
+
+It must not know which executor, database or sampler it was given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sweeper import attempts
+from sweeper.errors import EnvironmentUnusable, PlanError
+from sweeper.executors.base import Executor, Slot
+from sweeper.objective import TimeToTarget, crossing, time_to_target
+from sweeper.paths import AttemptPaths, Home, write_json
+from sweeper.progress import Progress
+from sweeper.search.base import Search, Told
+from sweeper.spec import Control
+from sweeper.stages import Stage
+from sweeper.storage.base import Lease, StageRecord, Store
+from sweeper.study import Study
+from sweeper.trial import (
+    AttemptFacts,
+    Outcome,
+    PlannedTrial,
+    Reason,
+    StagePlan,
+    TrialFacts,
+)
+
+LEASE_TTL_S = 30.0
+TICK_S = 0.2
+# Attempts per trial that may end for such a reason before the trial has failed for good.
+# Infrastructure is worth another try; a configuration that fails once fails again.
+TRIES: Mapping[Reason, int] = {
+    Reason.LOST: 5,
+    Reason.KILLED: 3,
+    Reason.DEVICE: 3,
+    Reason.ENVIRONMENT: 2,
+    Reason.HUNG: 2,
+}
+BREAKER_AFTER = 3  # so many first trials that fail in the same way stop the stage
+
+Ending = Literal["complete", "budget", "breaker", "interrupted"]
+
+
+@dataclass
+class Stop:
+    """Asked for from outside (signals): 1 takes no more trials, 2 ends the running ones."""
+
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much one command may spend: hours of wall time, attempts started."""
+
+    max_hours: float | None = None
+    max_trials: int | None = None
+
+
+@dataclass
+class Running:
+    """One attempt between begin and record."""
+
+    trial: PlannedTrial
+    attempt: int
+    paths: AttemptPaths
+    slot: Slot | None
+    follow: attempts.Follow
+    cap_s: float | None = None
+
+
+@dataclass(frozen=True)
+class StageEnd:
+    """How running a stage ended, with its record and every fact."""
+
+    ending: Ending
+    record: StageRecord
+    facts: tuple[TrialFacts, ...]
+    why: str = ""
+
+
+@dataclass
+class StageRun:
+    """Runs one stage of one study to its end; call `run` once.
+
+    `search` opens the search library's study for an effective target; it is called late, so that
+    commands that run nothing never import it. `retry_failed` runs trials that failed for good again.
+    """
+
+    study: Study
+    stage: Stage
+    store: Store
+    search: Callable[[str], Search]
+    executor: Executor
+    home: Home
+    lease: Lease
+    progress: Progress
+    target: float
+    budget: Budget = Budget()
+    stop: Stop = field(default_factory=Stop)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    exploratory: bool = False
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        self._facts: dict[str, TrialFacts] = {}
+        self._running: dict[str, Running] = {}
+        self._started = 0
+        self._began_at = time.monotonic()
+        self._renewed_at = self._began_at
+        self._ending: Ending = "complete"
+        self._why = ""
+        self._trouble: EnvironmentUnusable | PlanError | None = None
+        self._to_retry: set[str] = set()
+
+    def run(self) -> StageEnd:
+        """Run, or resume, the stage until nothing is left to do or a reason to stop.
+
+        Raises:
+            StudyBusy: the lease was lost to another orchestrator.
+            EnvironmentUnusable, PlanError: after the running trials have ended and were recorded.
+        """
+        self._freeze()
+        self._reconcile()
+        self._synchronise_search()
+        self.progress.stage_started(self._plan, self._done())
+        while True:
+            self._replan()
+            self._fill_slots()
+            if not self._running:
+                break
+            self._wait()
+        if self._trouble is not None:
+            raise self._trouble
+        return self._close()
+
+    # -- steps, in the order of `run` ------------------------------------------------------------
+
+    def _freeze(self) -> None:
+        name = self.stage.name
+        self._record = self.store.freeze(
+            self.stage.plan(()),
+            definition=self.study.definition(name),
+            definition_hash=self.study.definition_hash(name),
+            options=self.options,
+            exploratory=self.exploratory,
+        )
+        self._plan = self._record.plan
+        for facts in self.store.facts(self.study.name, name):
+            self._facts[facts.trial.id] = facts
+        if self.retry_failed:
+            self._to_retry = {
+                i
+                for i, f in self._facts.items()
+                if f.counted is not None and f.counted.outcome is Outcome.FAILED
+            }
+
+    def _reconcile(self) -> None:
+        """Attempts that an earlier orchestrator began: record, adopt, or declare lost."""
+        trials = {t.id: t for t in self._plan.trials}
+        for begun in self.store.running(self.study.name):
+            trial = trials.get(begun.trial_id)
+            if trial is None:  # another stage's: its own command will look at it
+                continue
+            paths = self.home.attempt(self.study.name, trial.id, begun.attempt)
+            known = Running(trial, begun.attempt, paths, None, attempts.Follow(paths))
+            if paths.outcome.exists():
+                self._record_ended(known)
+            elif self.executor.adopt(paths.folder):
+                self._running[str(paths.folder)] = known
+                self.progress.note(f"{trial.id}: still running, taken over")
+            elif paths.outcome.exists():  # it ended between the two looks
+                self._record_ended(known)
+            else:
+                facts = attempts.lost(paths, "its runner vanished without leaving an outcome")
+                self._record_facts(known, facts)
+
+    def _synchronise_search(self) -> None:
+        """Bring the search library up to date with our tables (record first, tell second)."""
+        self._search = self.search(self._search_name())
+        for facts in self._facts.values():
+            for attempt in facts.attempts:
+                self._search.ask(_key(facts.trial, attempt.attempt), facts.trial.point, {})
+                self._tell(facts.trial, attempt)
+
+    def _replan(self) -> None:
+        try:
+            plan = self.stage.plan(list(self._facts.values()))
+        except PlanError as error:
+            self._trouble = self._trouble or error
+            return
+        if plan != self._plan:
+            self.store.update_plan(plan)
+            self._plan = plan
+            for trial in plan.trials:
+                known = self._facts.get(trial.id)
+                if known is None or known.trial != trial:
+                    self._facts[trial.id] = TrialFacts(trial, known.attempts if known else ())
+
+    def _fill_slots(self) -> None:
+        if self._trouble is not None or not self._may_start():
+            return
+        taken = {r.slot.name for r in self._running.values() if r.slot is not None}
+        unknown = sum(1 for r in self._running.values() if r.slot is None)
+        free = [s for s in self.executor.slots() if s.name not in taken]
+        for slot in free[: max(0, len(free) - unknown)]:
+            trial = next((t for t in self._plan.trials if self._ready(t)), None)
+            if trial is None or not self._may_start():
+                return
+            try:
+                self._start(trial, slot)
+            except EnvironmentUnusable as error:
+                self._trouble = error
+                return
+
+    def _start(self, trial: PlannedTrial, slot: Slot) -> None:
+        known = self._facts.get(trial.id, TrialFacts(trial))
+        attempt = max((a.attempt for a in known.attempts), default=0) + 1
+        paths = self.home.attempt(self.study.name, trial.id, attempt)
+        bound = self.stage.cap(trial, list(self._facts.values()), self.target)
+        spec = attempts.prepare(
+            self.study,
+            trial,
+            attempt=attempt,
+            paths=paths,
+            slot=slot,
+            target=self._run_target(),
+            fallback=self.study.objective.fallback,
+            cap_s=bound.seconds if bound else None,
+        )
+        self.store.begin(
+            self.study.name,
+            trial,
+            attempt,
+            folder=str(paths.folder),
+            slot=slot.name,
+            lease=self.lease,
+        )
+        self._search.ask(
+            _key(trial, attempt),
+            trial.point,
+            {"trial": trial.id, "label": trial.label, "groups": list(trial.groups)},
+        )
+        self.executor.submit(spec, slot)
+        self._to_retry.discard(trial.id)
+        self._started += 1
+        self._running[str(paths.folder)] = Running(
+            trial, attempt, paths, slot, attempts.Follow(paths), bound.seconds if bound else None
+        )
+        self.progress.trial_started(trial, slot.name)
+
+    def _wait(self) -> None:
+        for ended in self.executor.wait(TICK_S):
+            known = self._running.pop(str(ended.folder), None)
+            if known is not None:
+                self._record_ended(known)
+        for running in self._running.values():
+            self._show(running)
+        now = time.monotonic()
+        if now - self._renewed_at > LEASE_TTL_S / 3:
+            self.store.renew(self.lease, ttl_s=LEASE_TTL_S)
+            self._renewed_at = now
+        if self.stop.level >= 2:
+            for running in self._running.values():
+                if running.paths.folder.exists() and not running.paths.control.exists():
+                    write_json(running.paths.control, Control(cancel=True).to_json())
+
+    def _close(self) -> StageEnd:
+        plan_done = all(not t.open and not self._ready(t) for t in self._plan.trials)
+        if self._ending == "complete" and plan_done:
+            self._judge_target()
+            self.store.close_stage(self.study.name, self.stage.name)
+        record = self.store.stage(self.study.name, self.stage.name)
+        assert record is not None
+        ordered = [self._facts[t.id] for t in self._plan.trials if t.id in self._facts]
+        return StageEnd(self._ending, record, tuple(ordered), self._why)
+
+    # -- one attempt's end -----------------------------------------------------------------------
+
+    def _record_ended(self, running: Running) -> None:
+        facts = attempts.collect(running.paths, self.study.objective.metric)
+        if facts is None:
+            facts = attempts.lost(running.paths, "its runner ended without leaving an outcome")
+        self._show(running)
+        self._record_facts(running, facts)
+
+    def _record_facts(self, running: Running, facts: AttemptFacts) -> None:
+        trial = running.trial
+        self.store.record(self.study.name, trial.id, facts, lease=self.lease)
+        known = self._facts.get(trial.id, TrialFacts(trial))
+        if all(a.attempt != facts.attempt for a in known.attempts):
+            known = TrialFacts(known.trial, (*known.attempts, facts))
+            self._facts[trial.id] = known
+        if hasattr(self, "_search"):
+            self._search.ask(_key(trial, facts.attempt), trial.point, {})
+            self._tell(trial, facts)
+        self.progress.trial_ended(trial, facts, self._time(facts))
+        self._check_breaker()
+
+    def _tell(self, trial: PlannedTrial, facts: AttemptFacts) -> None:
+        time_s = self._time(facts)
+        attributes: dict[str, Any] = {
+            "outcome": facts.outcome.value,
+            "reason": facts.reason.value,
+            "best_loss": facts.best_loss,
+            "train_s": facts.phases.train,
+            "steps": facts.steps,
+        }
+        if time_s is None:
+            told = Told(None, attributes=attributes | {"message": facts.message[:500]})
+        elif time_s.reached:
+            told = Told(time_s.seconds, attributes=attributes)
+        else:
+            used_up = facts.reason in (Reason.STEPS, Reason.DIVERGED) or facts.cap_s is None
+            bound = self.study.limits.trial_s if used_up or facts.cap_s is None else facts.cap_s
+            missed = (facts.best_loss - self.target) if facts.best_loss is not None else 1e9
+            told = Told(bound, max(missed, 1e-9), attributes)
+        self._search.tell(_key(trial, facts.attempt), told)
+
+    def _check_breaker(self) -> None:
+        ended = [f.attempts[-1] for f in self._facts.values() if f.attempts]
+        if any(a.outcome is not Outcome.FAILED for a in ended) or self._ending != "complete":
+            return
+        reasons = Counter(a.reason for a in ended if a.reason is not Reason.LOST)
+        for reason, count in reasons.items():
+            if count >= BREAKER_AFTER:
+                last = next(a.message for a in reversed(ended) if a.reason is reason)
+                self._ending = "breaker"
+                self._why = f"the first {count} trials all failed ({reason.value}): {last}"
+
+    # -- small questions -------------------------------------------------------------------------
+
+    def _may_start(self) -> bool:
+        if self.stop.level and self._ending == "complete":
+            self._ending, self._why = "interrupted", "interrupted; give the same command to go on"
+        hours = (time.monotonic() - self._began_at) / 3600
+        spent = self.budget.max_hours is not None and hours >= self.budget.max_hours
+        used = self.budget.max_trials is not None and self._started >= self.budget.max_trials
+        if (spent or used) and self._ending == "complete" and self._anything_ready():
+            self._ending = "budget"
+            limit = "--max-hours" if spent else "--max-trials"
+            self._why = f"{limit} is used up; give the same command again to go on"
+        return self._ending == "complete"
+
+    def _anything_ready(self) -> bool:
+        return any(t.open or self._ready(t) for t in self._plan.trials)
+
+    def _ready(self, trial: PlannedTrial) -> bool:
+        if trial.open or any(r.trial.id == trial.id for r in self._running.values()):
+            return False
+        known = self._facts.get(trial.id)
+        counted = known.counted if known else None
+        if known is None or counted is None or trial.id in self._to_retry:
+            return True
+        if counted.outcome is Outcome.FAILED:
+            same = sum(1 for a in known.attempts if a.reason is counted.reason)
+            return same < TRIES.get(counted.reason, 1)
+        if counted.outcome is Outcome.INVALID:
+            return len(known.attempts) < 2
+        if counted.reason is Reason.CAP and counted.cap_s is not None:
+            # the time that set the cap may have been replaced by a slower one: reopen
+            bound = self.stage.cap(trial, list(self._facts.values()), self.target)
+            return bound is None or bound.seconds > counted.cap_s * 1.001
+        return False
+
+    def _run_target(self) -> float | None:
+        return self.target if self.study.objective.goal == "time_to_target" else None
+
+    def _time(self, facts: AttemptFacts) -> TimeToTarget | None:
+        return time_to_target(facts, self.target, self.study.objective.clock)
+
+    def _done(self) -> int:
+        return sum(1 for t in self._plan.trials if not t.open and not self._ready(t))
+
+    def _search_name(self) -> str:
+        name = f"{self.study.name}/{self.stage.name}"
+        declared = self.study.objective.target
+        return name if self.target == declared else f"{name}@{self.target:g}"
+
+    def _show(self, running: Running) -> None:
+        metric = self.study.objective.metric
+        for event in running.follow.new():
+            if event.get("event") != "evaluated" or event.get("slice", "probe") != "probe":
+                continue
+            loss = attempts.finite((event.get("metrics") or {}).get(metric))
+            clock = event.get("clock") or {}
+            if loss is not None:
+                train_s = float(clock.get("train", 0.0))
+                self.progress.evaluated(running.trial, int(event["step"]), train_s, loss)
+
+    def _judge_target(self) -> None:
+        """Where nothing reached the target, the stage is judged at the tightest fallback that was."""
+        effective = effective_target(self.study, list(self._facts.values()), self.target)
+        if effective is not None:
+            self.store.set_effective_target(self.study.name, self.stage.name, effective)
+
+
+def effective_target(study: Study, facts: Sequence[TrialFacts], target: float) -> float | None:
+    """The target if anything reached it, else the tightest fallback that anything crossed, else None."""
+    attempts_made = [f.counted for f in facts if f.counted is not None]
+    for candidate in (target, *sorted(f for f in study.objective.fallback if f > target)):
+        if any(
+            a.outcome in (Outcome.REACHED, Outcome.CENSORED)
+            and crossing(a.curve, candidate, study.objective.clock) is not None
+            for a in attempts_made
+        ):
+            return candidate
+    return None
+
+
+def _key(trial: PlannedTrial, attempt: int) -> str:
+    return trial.id if attempt == 1 else f"{trial.id}#{attempt}"
+
+
+def describe(plan: StagePlan) -> str:
+    """`20 entries, 17 distinct`: a plan in a few words."""
+    return f"{plan.entries} entries, {plan.distinct} distinct"

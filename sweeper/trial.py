@@ -1,0 +1,223 @@
+"""What a trial is, how an attempt at it ended, why, and what was measured: separate frozen values.
+
+It must not know processes, databases or samplers; standard library only, because the runner uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Literal
+
+from sweeper.space import Point, Value
+
+Clock = Literal["train", "train+eval", "wall"]
+SliceName = Literal["probe", "confirmation"]
+StageName = Literal["stage1", "stage2", "confirm"]
+
+
+class Outcome(StrEnum):
+    """How an attempt ended (method section 2)."""
+
+    REACHED = "reached"
+    CENSORED = "censored"
+    FAILED = "failed"
+    INVALID = "invalid"
+
+
+class Reason(StrEnum):
+    """Why an attempt ended; each belongs to one outcome."""
+
+    TARGET = "target"
+
+    CAP = "cap"
+    TIMEOUT = "timeout"
+    STEPS = "steps"
+    FORECAST = "forecast"
+    BUDGET = "budget"
+    DIVERGED = "diverged"
+
+    OOM = "oom"
+    CRASHED = "crashed"
+    HUNG = "hung"
+    KILLED = "killed"
+    CONFIG = "config"
+    ENVIRONMENT = "environment"
+    DEVICE = "device"
+    LOST = "lost"
+
+    SHARED_DEVICE = "shared_device"
+    THROTTLED = "throttled"
+    FINGERPRINT = "fingerprint"
+
+
+OUTCOME_OF: Mapping[Reason, Outcome] = {
+    Reason.TARGET: Outcome.REACHED,
+    **dict.fromkeys(
+        (
+            Reason.CAP,
+            Reason.TIMEOUT,
+            Reason.STEPS,
+            Reason.FORECAST,
+            Reason.BUDGET,
+            Reason.DIVERGED,
+        ),
+        Outcome.CENSORED,
+    ),
+    **dict.fromkeys(
+        (
+            Reason.OOM,
+            Reason.CRASHED,
+            Reason.HUNG,
+            Reason.KILLED,
+            Reason.CONFIG,
+            Reason.ENVIRONMENT,
+            Reason.DEVICE,
+            Reason.LOST,
+        ),
+        Outcome.FAILED,
+    ),
+    **dict.fromkeys((Reason.SHARED_DEVICE, Reason.THROTTLED, Reason.FINGERPRINT), Outcome.INVALID),
+}
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Cumulative seconds per phase of an attempt, read by the trainer on a monotonic clock."""
+
+    startup: float = 0.0
+    data: float = 0.0
+    compile: float = 0.0
+    train: float = 0.0
+    eval: float = 0.0
+    checkpoint: float = 0.0
+    idle: float = 0.0
+
+    @classmethod
+    def from_mapping(cls, clock: Mapping[str, Any]) -> Phases:
+        """Known phases of a protocol `clock`; unknown ones are ignored, missing ones are 0."""
+        return cls(**{f.name: float(clock.get(f.name, 0.0)) for f in fields(cls)})
+
+    def as_dict(self) -> dict[str, float]:
+        """Phase name to seconds."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def seconds(self, clock: Clock) -> float:
+        """Seconds on the clock that ranks: train, train+eval, or wall (all phases)."""
+        if clock == "train":
+            return self.train
+        if clock == "train+eval":
+            return self.train + self.eval
+        return sum(self.as_dict().values())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measurement of the metric on one validation slice.
+
+    `value` is in the metric's unit (nats for a loss) and may be NaN: the run diverged.
+    """
+
+    step: int
+    tokens: int
+    clock: Phases
+    value: float
+    slice: SliceName = "probe"
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """A point with a seed, in its stage, before anything ran.
+
+    `id` is unique within a study and stable (`s1-A3`, `s2-07`, `c-02-1`). `open` names parameters
+    whose value is only assumed until an earlier group has a winner: such a trial is not ready.
+    `replicate_of` is the id of the trial whose point this one repeats on purpose.
+    """
+
+    id: str
+    stage: StageName
+    label: str
+    groups: tuple[str, ...]
+    point: Point
+    seed: int
+    replicate_of: str | None = None
+    open: tuple[str, ...] = ()
+    block: int = 0
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A parameter that stage 2 does not vary: its value, and the evidence."""
+
+    value: Value
+    why: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A fixed list of trials chosen before any result of their stage (or group).
+
+    `entries` counts declared rows, `distinct` different points. `design` holds the printed properties
+    of a designed stage (kind, runs, d_efficiency, max_alias, balance, ...), JSON values only.
+    """
+
+    study: str
+    stage: StageName
+    target: float
+    trials: tuple[PlannedTrial, ...]
+    entries: int
+    distinct: int
+    depends_on: Mapping[str, str] = field(default_factory=dict)
+    locked: Mapping[str, Lock] = field(default_factory=dict)
+    varying: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    open: Mapping[str, Value] = field(default_factory=dict)
+    design: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AttemptFacts:
+    """All that is known after one try at a trial; verdicts are computed from it, never stored in it.
+
+    `cap_s` is the seconds on the ranking clock that the attempt was judged against when it was
+    stopped (None when nothing capped it). `started_at` and `ended_at` are Unix times, for people;
+    `wall_s` is a monotonic duration. `device`, `hardware` and `fingerprint` describe where it ran.
+    """
+
+    attempt: int
+    outcome: Outcome
+    reason: Reason
+    message: str = ""
+    curve: tuple[Evaluation, ...] = ()
+    phases: Phases = Phases()
+    steps: int = 0
+    tokens: int = 0
+    best_loss: float | None = None
+    tokens_per_s: float | None = None
+    peak_memory_bytes: int | None = None
+    cap_s: float | None = None
+    wall_s: float = 0.0
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    exit_code: int | None = None
+    device: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    validity: str = "valid"
+    clock_source: Literal["trainer", "runner"] = "trainer"
+
+
+@dataclass(frozen=True)
+class TrialFacts:
+    """A planned trial with every attempt that has ended, oldest first."""
+
+    trial: PlannedTrial
+    attempts: tuple[AttemptFacts, ...] = ()
+
+    @property
+    def counted(self) -> AttemptFacts | None:
+        """The attempt that counts: the last that was measured, else the last failure, else None."""
+        measured = [a for a in self.attempts if a.outcome in (Outcome.REACHED, Outcome.CENSORED)]
+        if measured:
+            return measured[-1]
+        return self.attempts[-1] if self.attempts else None

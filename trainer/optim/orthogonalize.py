@@ -1,0 +1,71 @@
+"""Owns the iterations that turn a matrix into the nearest (semi-)orthogonal one, as pure functions.
+
+It must not know optimizers: a stack of matrices goes in, a stack of the same shape comes out.
+
+Every function takes (..., M, N), works on all leading axes at once in the dtype it is given, and
+maps a zero matrix to zero. Each singular value s in (0, 1] goes to p(s), an odd quintic applied
+several times; the singular vectors stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Coefficients = tuple[float, float, float]
+"""(a, b, c) of p(s) = a s + b s^3 + c s^5."""
+
+NEWTON_SCHULZ: Coefficients = (3.4445, -4.7750, 2.0315)
+"""Muon's quintic (Jordan et al. 2024): steep at 0, hovers in about [0.7, 1.2] instead of at 1."""
+
+POLAR_EXPRESS: tuple[Coefficients, ...] = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+"""Minimax quintic of each iteration for singular values from 1e-3 (Amsel et al., arXiv 2505.16932),
+with safety factor 1.02 and cushion 0.02."""
+
+POLAR_EXPRESS_SAFETY = 1.02
+EXACT: Coefficients = (2.0, -1.5, 0.5)
+"""Converges to 1 from every s in (0, 1], slowly: the oracle of the two above."""
+
+_EPSILON = 1e-7
+
+
+def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Approximate orthogonalisation of (..., M, N) by Muon's quintic; p(s) in about [0.7, 1.2]."""
+    return _iterate(matrices, [NEWTON_SCHULZ] * steps, safety=1.0)
+
+
+def polar_express(matrices: Tensor) -> Tensor:
+    """Approximate orthogonalisation of (..., M, N) in five steps; p(s) in [0.859, 1.141]."""
+    return _iterate(matrices, POLAR_EXPRESS, safety=POLAR_EXPRESS_SAFETY)
+
+
+def exact(matrices: Tensor, steps: int = 40) -> Tensor:
+    """Orthogonalisation of (..., M, N) to the precision of the dtype, for tests and benchmarks."""
+    return _iterate(matrices, [EXACT] * steps, safety=1.0)
+
+
+ORTHOGONALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "newton_schulz": newton_schulz,
+    "polar_express": polar_express,
+}
+
+
+def _iterate(matrices: Tensor, table: Sequence[Coefficients], *, safety: float) -> Tensor:
+    # The Gram matrix is formed on the short side, so the work is cubic in min(M, N) only.
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = matrices if wide else matrices.mT
+    norm = torch.linalg.matrix_norm(x, keepdim=True)
+    x = x / (norm * safety + _EPSILON)
+    for a, b, c in table:
+        gram = x @ x.mT  # (..., m, m)
+        polynomial = b * gram + c * (gram @ gram)
+        x = a * x + polynomial @ x
+    return x if wide else x.mT

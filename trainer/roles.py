@@ -1,0 +1,34 @@
+"""Owns the bridge from a model to its optimizers: what each parameter is for, as plain data.
+
+It must not know any model or optimizer; models write these records and optimizers read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+
+class Role(StrEnum):
+    """What a parameter does, which decides the optimizer and the learning rate that it gets."""
+
+    MATRIX = "matrix"
+    EMBEDDING = "embedding"
+    HEAD = "head"
+    SCALAR = "scalar"
+
+
+@dataclass(frozen=True, slots=True)
+class RoledParameter:
+    """One trainable tensor, its role, and the axis along which its vectors must have length 1.
+
+    `unit_axis` is the axis that lies in embedding space (1: every row is a unit vector, 0: every
+    column is); None means that the tensor is not constrained to the sphere.
+    """
+
+    name: str
+    tensor: Tensor
+    role: Role
+    unit_axis: int | None
