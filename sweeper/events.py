@@ -14,6 +14,9 @@ from typing import Any
 from sweeper.trial import Evaluation, Phases
 
 PROTOCOL_VERSION = 1
+LARGEST = 2**63
+"""No step, token count or duration is as large as this: a database's whole numbers end here."""
+PHASES = tuple(Phases().as_dict())
 KNOWN_EVENTS = frozenset(
     {
         "run_started",
@@ -45,9 +48,24 @@ class Event:
 
 def _whole(body: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = body.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise EventError(f"{key}: got {value!r}, expected a whole number from 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST:
+        shown = repr(value) if not isinstance(value, int) else f"{value:.6g}"
+        raise EventError(f"{key}: got {shown}, expected a whole number from 0 below 2**63")
     return value
+
+
+def _seconds(clock: Any) -> Phases:
+    """A protocol `clock`, whose known phases must be finite seconds from 0."""
+    if not isinstance(clock, dict):
+        raise EventError(f"clock: got {str(clock)[:80]!r}, expected seconds per phase")
+    for phase in PHASES:
+        value = clock.get(phase, 0.0)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < LARGEST:
+            raise EventError(
+                f"clock.{phase}: got {str(value)[:80]!r}, expected finite seconds from 0"
+            )
+    return Phases.from_mapping(clock)
 
 
 def parse_line(line: str | bytes) -> Event:
@@ -69,17 +87,7 @@ def parse_line(line: str | bytes) -> Event:
     if not isinstance(name, str):
         raise EventError(f"event: got {name!r}, expected a name")
     clock = body.get("clock")
-    if clock is not None:
-        if not isinstance(clock, dict):
-            raise EventError(f"clock: got {clock!r}, expected seconds per phase")
-        try:
-            phases = Phases.from_mapping(clock)
-        except (TypeError, ValueError):
-            raise EventError(f"clock: got {clock!r}, expected numbers") from None
-        if not all(math.isfinite(s) and s >= 0 for s in phases.as_dict().values()):
-            raise EventError(f"clock: got {clock!r}, expected finite seconds from 0")
-    else:
-        phases = None
+    phases = None if clock is None else _seconds(clock)
     if name == "evaluated" and not isinstance(body.get("metrics"), dict):
         raise EventError("evaluated: metrics is missing, expected metric names and numbers")
     return Event(
@@ -100,7 +108,10 @@ def metric_value(event: Event, metric: str) -> float | None:
     value = metrics[metric]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value) if math.isfinite(value) else math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # a whole number of more than 308 digits
+        return math.nan
 
 
 @dataclass
@@ -165,8 +176,25 @@ class Fold:
     @property
     def diverged(self) -> bool:
         """Whether the last probe was not a finite number."""
-        probes = [e for e in self.curve if e.slice == "probe"]
-        return bool(probes) and not math.isfinite(probes[-1].value)
+        last = next((e for e in reversed(self.curve) if e.slice == "probe"), None)
+        return last is not None and not math.isfinite(last.value)
+
+
+def strict(value: Any) -> Any:
+    """The same JSON value with null for NaN and infinity, and no text that a database refuses.
+
+    Lone surrogates and NUL are valid in JSON and in no text column; they become U+FFFD.
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        text = value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        return text.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
+    if isinstance(value, Mapping):
+        return {strict(str(key)): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return value
 
 
 def fold_lines(lines: Iterable[str | bytes], metric: str) -> Fold:

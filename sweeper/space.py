@@ -17,8 +17,8 @@ Scale = Literal["linear", "log"]
 
 
 def canonical_float(value: float) -> float:
-    """Round to 12 significant digits, so that 0.1 + 0.2 and 0.3 are one level."""
-    return float(f"{value:.12g}")
+    """Round to 12 significant digits, so that 0.1 + 0.2 and 0.3 are one level, and -0.0 is 0.0."""
+    return float(f"{value:.12g}") + 0.0
 
 
 def show_value(value: Value) -> str:
@@ -33,8 +33,8 @@ class Float:
     """A real parameter on [low, high].
 
     `levels` is the number of levels that stage 2 gives it when it varies. `baseline` is the value a
-    point has where nothing else is said. `when` lists, for other parameters, the values that make this
-    one active.
+    point has where nothing else is said. `when` lists, for other parameters, the values that make
+    this one active.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Integer:
         whole = isinstance(value, int | float) and math.isfinite(value) and value == int(value)
         if isinstance(value, bool) or not whole:
             raise ValueError(f"got {value!r}, expected {allowed}")
-        number = int(value)  # type: ignore[call-overload]
+        number: int = int(value)  # type: ignore[call-overload]
         if not self.low <= number <= self.high or (number - self.low) % self.step:
             raise ValueError(f"got {value!r}, expected {allowed}")
         return number
@@ -193,7 +193,7 @@ class Space:
     parameters: Mapping[str, Parameter]
 
     def active(self, name: str, values: Mapping[str, Value]) -> bool:
-        """Whether a parameter counts at these values (its `when` holds, and those it names are active)."""
+        """Whether a parameter counts here: its `when` holds, and the parameters in it count too."""
         for other, allowed in self.parameters[name].when.items():
             if (
                 other not in values
@@ -221,6 +221,29 @@ class Space:
         if missing:
             raise ValueError(f"{missing[0]}: has no value here and no baseline")
         return Point({n: v for n, v in coerced.items() if self.active(n, coerced)})
+
+    def short_name(self, name: str) -> str:
+        """The shortest tail of a dotted name that no other parameter shares: `lr`, or `muon.lr`."""
+        parts = name.split(".")
+        for length in range(1, len(parts)):
+            tail = ".".join(parts[-length:])
+            if not any(n != name and f".{n}".endswith(f".{tail}") for n in self.parameters):
+                return tail
+        return name
+
+    def show(self, values: Mapping[str, Value]) -> str:
+        """`lr=0.003 polar_express variance_reduction`: short, in the order given.
+
+        A word stands for itself, and what is on for its name.
+        """
+        shown = []
+        for name, value in values.items():
+            short = self.short_name(name)
+            if isinstance(value, str):
+                shown.append(value)
+            else:
+                shown.append(short if value is True else f"{short}={show_value(value)}")
+        return " ".join(shown)
 
     def baseline(self) -> dict[str, Value]:
         """The declared baseline values, by name; parameters without one are absent."""

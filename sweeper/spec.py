@@ -6,6 +6,7 @@ It must not know stages, Optuna, the database or which executor carries it; stan
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -64,11 +65,11 @@ class AttemptSpec(_Document):
     `argv` is the trainer's argument vector with everything filled in; `env` is added to the
     inherited environment (None removes a variable). `reader` says what the trainer speaks: `events`
     (protocol lines in trainer.jsonl, SWEEP_EVENTS) or `patterns` (regular expressions on its output).
-    Limits are seconds: `trial_s` on the wall from the first step (or from the start, where the
-    trainer has no clock), `startup_s` from spawn to the first event after run_started, `silence_s`
-    without an event or output line, `grace_s` between TERM and KILL, `cap_s` on the ranking clock.
-    `targets` are all targets a crossing of which matters, hardest first; the run is stopped at
-    `target`. `lease_s` is set for remote attempts only.
+    Limits are seconds: `startup_s` from spawn to the first event after run_started, then `trial_s`
+    on the clock of the trainer (all phases but startup and compile) or of the runner, with the wall
+    as a backstop, `silence_s` without an event or output, `grace_s` between TERM and KILL, `cap_s` on
+    the ranking clock. The run is stopped at `target`. `device["cores"]`, where given, are the logical
+    processors that the trainer is kept on. `lease_s` is set for remote attempts only.
     """
 
     study: str
@@ -128,8 +129,38 @@ class AttemptOutcome(_Document):
 
 @dataclass(frozen=True)
 class Control(_Document):
-    """What the loop wants of a running attempt; a new file replaces the old one whole."""
+    """What the loop wants of a running attempt; a new file replaces the old one whole.
+
+    `cap_s` replaces the cap of the spec. `cancel` ends the attempt now (failed, killed). `drain` asks
+    the trainer to stop by itself (TERM) and counts what it measured (censored, budget).
+    """
 
     cap_s: float | None = None
     cancel: bool = False
     drain: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what a torn or foreign file may hold."""
+        number = isinstance(self.cap_s, int | float) and not isinstance(self.cap_s, bool)
+        if self.cap_s is not None and not (number and 0 <= self.cap_s < math.inf):
+            raise SpecError(f"Control: cap_s: got {self.cap_s!r}, expected seconds or null")
+        for key in ("cancel", "drain"):
+            if not isinstance(value := getattr(self, key), bool):
+                raise SpecError(f"Control: {key}: got {value!r}, expected true or false")
+
+
+@dataclass(frozen=True)
+class Running(_Document):
+    """Who runs an attempt: a process that can be told from a later one of the same id.
+
+    `start_time` is in clock ticks since boot and `boot` names the boot. `token` is what every process
+    of the attempt carries in its environment (SWEEP_ATTEMPT). `trainer` is the trainer's process id
+    once it has one.
+    """
+
+    pid: int
+    start_time: int
+    boot: str
+    token: str
+    started_at: float
+    trainer: int | None = None

@@ -20,7 +20,10 @@ from sweeper.trial import PlannedTrial, StageName, StagePlan, TrialFacts
 class Stage(Protocol):
     """One stage of one study; every method is a pure function of the facts given."""
 
-    name: StageName
+    @property
+    def name(self) -> StageName:
+        """Which stage."""
+        ...
 
     def plan(self, facts: Sequence[TrialFacts]) -> StagePlan:
         """The plan as far as the facts decide it; trial ids never change."""

@@ -1,13 +1,15 @@
 """A study and its parts as frozen values: the question, the trainer, the limits, the stages.
 
-It must not know that TOML, Optuna, Postgres or GPUs exist; `study_file` makes it, everyone reads it.
+It must not know that TOML, Optuna, Postgres or GPUs exist; `study_file` makes it for all others.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,13 +22,15 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A part of a study: it cannot change, and refuses keys that it does not know."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True
     )
 
 
-class Objective(_Frozen):
+class Objective(Frozen):
     """What is minimised: seconds until `metric` is at or below `target`, or the final metric."""
 
     goal: Literal["time_to_target", "final"] = "time_to_target"
@@ -37,24 +41,29 @@ class Objective(_Frozen):
     clock: Clock = "train"
 
 
-class TrainerCommand(_Frozen):
+class TrainerCommand(Frozen):
     """How a trial is started: an argument vector, never a shell.
 
     `config` is what the space's dotted keys point into (TOML or JSON, relative to the study's
-    folder); `patterns` are regular expressions for a script whose output must be read.
+    folder); `new_keys` allows keys of the space that it leaves out. `patterns` are regular
+    expressions for a script whose output must be read.
     """
 
     command: tuple[str, ...] = Field(min_length=1)
     config: str | None = None
+    new_keys: bool = False
     module: str | None = None
     cwd: str | None = None
     env: Mapping[str, str] = {}
     patterns: Mapping[str, str] = {}
 
 
-class Limits(_Frozen):
-    """Limits of one trial. `trial_s` is seconds on the wall after start-up and compile are excluded:
-    the trainer's own clock where it has one, and the runner's wall as a backstop."""
+class Limits(Frozen):
+    """Limits of one trial.
+
+    `trial_s` is seconds on the wall after start-up and compile are excluded: the trainer's own clock
+    where it has one, and the runner's wall as a backstop.
+    """
 
     steps: int = Field(gt=0)
     trial_s: Positive
@@ -63,20 +72,34 @@ class Limits(_Frozen):
     grace_s: Positive = 15.0
 
 
-class Resources(_Frozen):
+class Resources(Frozen):
     """Whole devices per trial; 0 means CPU only."""
 
     gpus: int = Field(default=1, ge=0)
 
 
-class BestOf(_Frozen):
+class BestOf(Frozen):
     """Take these parameters from the level that wins an earlier group."""
 
     group: str
     parameters: tuple[str, ...] = Field(min_length=1)
 
 
-class Group(_Frozen):
+@dataclass(frozen=True)
+class Row:
+    """One declared entry of a group, before baselines, ties and `best_of` complete it.
+
+    `index` counts from 1 and never changes; `base` is the 0-based base that it stands on.
+    `settings` is the group's own level here, `values` that level and the base together.
+    """
+
+    index: int
+    base: int
+    settings: Mapping[str, Value]
+    values: Mapping[str, Value]
+
+
+class Group(Frozen):
     """A named part of stage 1: exactly one of grid, vary and configs, crossed with bases."""
 
     name: str
@@ -87,17 +110,34 @@ class Group(_Frozen):
     bases: tuple[Mapping[str, Value], ...] = ({},)
     best_of: BestOf | None = None
 
+    def levels(self) -> tuple[Mapping[str, Value], ...]:
+        """The settings that every base is crossed with: grid cells, one-factor changes, configs."""
+        if self.grid:
+            cells = itertools.product(*self.grid.values())
+            return tuple(dict(zip(self.grid, cell, strict=True)) for cell in cells)
+        if self.vary:
+            return tuple({name: v} for name, values in self.vary.items() for v in values)
+        return self.configs
 
-class Tie(_Frozen):
-    """`parameter` scales with `follows` by a power, relative to their baselines, where a point does
-    not set it itself: 1 is linear, 0.5 the square root."""
+    def rows(self) -> Iterator[Row]:
+        """Every entry, base after base."""
+        pairs = itertools.product(enumerate(self.bases), self.levels())
+        for index, ((base, given), settings) in enumerate(pairs, start=1):
+            yield Row(index, base, settings, {**given, **settings})
+
+
+class Tie(Frozen):
+    """`parameter` scales with `follows` by a power, where a point does not set it itself.
+
+    Both count relative to their baselines: exponent 1 is linear, 0.5 the square root.
+    """
 
     parameter: str
     follows: str
     exponent: Finite
 
 
-class Stage1(_Frozen):
+class Stage1(Frozen):
     """The broad stage of declared groups."""
 
     group: tuple[Group, ...] = Field(min_length=1)
@@ -105,7 +145,7 @@ class Stage1(_Frozen):
     control_every: int = Field(default=0, ge=0)
 
 
-class Stage2(_Frozen):
+class Stage2(Frozen):
     """The designed fraction around the top k."""
 
     from_top: int = Field(default=5, ge=1)
@@ -116,14 +156,14 @@ class Stage2(_Frozen):
     extra: int = Field(default=0, ge=0)
 
 
-class Confirm(_Frozen):
+class Confirm(Frozen):
     """Fresh-seed repeats of the finalists and the baseline, interleaved in blocks."""
 
     top: int = Field(default=3, ge=1)
     repeats: int = Field(default=10, ge=1)
 
 
-class Racing(_Frozen):
+class Racing(Frozen):
     """Which rules may end a trial early. `slack` None means: from the replicate spread."""
 
     cap: bool = True
@@ -132,8 +172,25 @@ class Racing(_Frozen):
     slack: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
 
 
-class Question(_Frozen):
-    """A question that the report answers by name: two levels of one parameter, all else equal."""
+class OnOom(Frozen):
+    """When a device runs out of memory: halve one key, double the other, same effective batch."""
+
+    micro_batch: str
+    accumulation: str
+
+
+class Notify(Frozen):
+    """An argument vector that is started when a stage ends."""
+
+    command: tuple[str, ...] = Field(min_length=1)
+    timeout_s: Positive = 30.0
+
+
+class Question(Frozen):
+    """A question that the report answers by name: levels of one parameter, all else equal.
+
+    No `levels` means all of them; `at` restricts the answer to points with these values.
+    """
 
     text: str
     parameter: str
@@ -141,9 +198,12 @@ class Question(_Frozen):
     at: Mapping[str, Value] = {}
 
 
-class Study(_Frozen):
-    """One question, whole. `folder` is where its file lives; `base` is the trainer configuration
-    that the space's keys point into (empty when the trainer has none)."""
+class Study(Frozen):
+    """One question, whole.
+
+    `folder` is where its file lives; `base` is the trainer configuration that the space's keys point
+    into (empty when the trainer has none).
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     title: str = ""
@@ -161,12 +221,18 @@ class Study(_Frozen):
     stage2: Stage2 = Stage2()
     confirm: Confirm = Confirm()
     racing: Racing = Racing()
+    on_oom: OnOom | None = None
+    notify: Notify | None = None
     seed: int = 1
     base: Mapping[str, Any] = {}
 
     def definition(self, stage: StageName) -> dict[str, Any]:
-        """What a stage's plan is frozen on, as JSON values: everything that could change its points
-        or what its times mean. Titles, questions and later stages are left out."""
+        """What a stage's plan is frozen on, as JSON values.
+
+        Everything that could change its points or what its times mean. Titles, questions and later
+        stages are left out, and with them the number of levels, which only stage 2 uses.
+        """
+        unused = {"name"} if stage == "stage2" else {"name", "levels"}
         parts: dict[str, Any] = {
             "objective": self.objective.model_dump(mode="json", exclude={"fallback", "stretch"}),
             "trainer": self.trainer.model_dump(mode="json", exclude={"module"}),
@@ -174,7 +240,7 @@ class Study(_Frozen):
             "resources": self.resources.model_dump(mode="json"),
             "space": {
                 name: {"type": type(parameter).__name__.lower()}
-                | {k: v for k, v in vars(parameter).items() if k != "name"}
+                | {k: v for k, v in vars(parameter).items() if k not in unused}
                 for name, parameter in self.space.parameters.items()
             },
             "ties": [tie.model_dump(mode="json") for tie in self.ties],

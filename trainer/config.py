@@ -22,7 +22,7 @@ from trainer.errors import ConfigError
 EVALUATION_HALVINGS = 2
 """How often the spacing of evaluations is halved on the way to a target."""
 
-ENVIRONMENT_KEYS: Mapping[str, tuple[str, type[int] | type[float]]] = {
+ENVIRONMENT_KEYS: Mapping[str, tuple[str, type[int | float]]] = {
     "SWEEP_SEED": ("seed", int),
     "SWEEP_TARGET": ("target", float),
     "SWEEP_MAX_STEPS": ("max_steps", int),
@@ -121,12 +121,14 @@ class Eval:
 
     probe_tokens: int = setting(8192, "tokens of the frequent slice", low=1)
     confirmation_tokens: int = setting(32768, "tokens of the slice that confirms", low=1)
-    batch_size: int = setting(64, "sequences per forward pass", low=1)
+    windows_per_pass: int = setting(64, "sequences per forward pass", low=1)
     every_tokens: int = setting(
         32768, "tokens between evaluations far from the target; a multiple of 4", low=4
     )
     near: float = setting(
-        0.4, "nats above the next target at which the spacing is halved, halved again at half", low=0
+        0.4,
+        "nats above the next target at which the spacing is halved, halved again at half",
+        low=0,
     )
     double_after: int = setting(64, "evaluations after which the spacing doubles", low=1)
 
@@ -181,7 +183,7 @@ def parse(raw: Mapping[str, Any], source: str) -> Config:
     return config
 
 
-def examine(raw: Mapping[str, Any]) -> tuple[Config, list[Problem]]:
+def examine(raw: object) -> tuple[Config, list[Problem]]:
     """The configuration in `raw` with defaults where a value is wrong, and every problem found."""
     if not isinstance(raw, Mapping):
         return Config(), [Problem("(configuration)", raw, "a table of sections")]
@@ -211,9 +213,7 @@ def load(path: Path) -> dict[str, Any]:
     return raw
 
 
-def fill_from_environment(
-    raw: Mapping[str, Any], environment: Mapping[str, str]
-) -> dict[str, Any]:
+def fill_from_environment(raw: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
     """`raw` plus those `run` keys that it lacks and the environment has (see ENVIRONMENT_KEYS)."""
     filled = dict(raw)
     run = filled.get("run", {})
@@ -366,7 +366,9 @@ def _expectation(kind: Any, bounds: Mapping[str, Any]) -> str:
     if bounds["choices"] is not None:
         return "one of " + ", ".join(map(repr, bounds["choices"]))
     words = {"low": "at least", "above": "above", "high": "at most", "below": "below"}
-    limits = [f"{word} {bounds[name]:g}" for name, word in words.items() if bounds[name] is not None]
+    limits = [
+        f"{word} {bounds[name]:g}" for name, word in words.items() if bounds[name] is not None
+    ]
     return " ".join([_KIND_NAMES[_bare(kind)], " and ".join(limits)]).strip()
 
 
@@ -374,7 +376,9 @@ def _nearest(key: str) -> str | None:
     known = [known for known, _, _ in _leaves(Config, "")]
     last = key.rsplit(".", 1)[-1]
     same_name = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == last]
-    close = difflib.get_close_matches(key, same_name or known, n=1, cutoff=0.0 if same_name else 0.6)
+    close = difflib.get_close_matches(
+        key, same_name or known, n=1, cutoff=0.0 if same_name else 0.6
+    )
     return close[0] if close else None
 
 

@@ -21,7 +21,7 @@ INTERRUPTED_EXIT = 130
 
 
 class TrainerError(Exception):
-    """A failure with a name of its own; its message is written for the person who started the run."""
+    """A failure with a name of its own; its message is for the person who started the run."""
 
     failure: ClassVar[str] = CRASH_CLASS
     exit_code: ClassVar[int] = CRASH_EXIT

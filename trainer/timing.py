@@ -29,7 +29,7 @@ def process_started_at() -> float:
         return _IMPORTED_AT
     started_at = time.monotonic() - age_s
     # A sandbox that reports nonsense must not put the start after our own first line.
-    return started_at if started_at <= _IMPORTED_AT else _IMPORTED_AT
+    return min(started_at, _IMPORTED_AT)
 
 
 class PhaseClock:

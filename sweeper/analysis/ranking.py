@@ -209,7 +209,11 @@ def exit_code(stage: StageFacts, study: Study, *, stopped_early: bool = False) -
 
 
 def stage_summary(
-    study: Study, stage: StageFacts, *, stopped_early: bool = False, top_k: int | None = None
+    facts: StudyFacts,
+    name: StageName,
+    *,
+    stopped_early: bool = False,
+    top_k: int | None = None,
 ) -> dict[str, Any]:
     """The document of `stage1|stage2|confirm|run --json`, from the facts of one stage.
 
@@ -219,18 +223,21 @@ def stage_summary(
     that came nearest). `wall_s` is time during which at least one attempt ran.
 
     Args:
-        study: The study of the stage.
-        stage: The stage's facts.
+        facts: The study's facts, with at least this stage.
+        name: Which stage.
         stopped_early: A budget or the circuit breaker ended the stage.
         top_k: Rows in `top`; default what the next stage takes, at least 5.
+
+    Raises:
+        KeyError: The stage has no plan.
     """
-    clock = study.objective.clock
+    study, stage, clock = facts.study, facts.stages[name], facts.clock
     rows = rank([stage], target=stage.effective_target, clock=clock)
     times = [time for _, time in stage.times(stage.effective_target, clock)]
     lost = failures([stage])
     taken = study.stage2.from_top if stage.plan.stage == "stage1" else study.confirm.top
     winner = best(rows)
-    attempts = [attempt for facts in stage.facts for attempt in facts.attempts]
+    attempts = [attempt for trial in stage.facts for attempt in trial.attempts]
     return {
         "study": study.name,
         "stage": stage.plan.stage,

@@ -135,20 +135,21 @@ class Search:
                 "forbid fewer combinations, or ask for fewer runs"
             )
         design = np.array([self.incumbent, *others])
+        X = columns(design)
+        inverse = self._inverse(X)
         every = self.region.points
         every_columns = None if every is None else columns(every)
-        inverse = self._inverse(columns(design))
         for _ in range(_PASSES):
             changed = False
             for row in 1 + rng.permutation(len(design) - 1):
                 candidates = self.region.candidates(design[row])
                 matrix = columns(candidates) if every_columns is None else every_columns
-                gain = self._gains(inverse, columns(design[row : row + 1])[0], matrix)
+                gain = self._gains(inverse, X[row], matrix)
                 gain -= _IMBALANCE_COST * self._imbalances(design, int(row), candidates)
                 chosen = self._first_allowed(design, candidates, gain)
                 if chosen is not None:
-                    design[row] = chosen
-                    inverse = self._inverse(columns(design))
+                    design[row], X[row] = candidates[chosen], matrix[chosen]
+                    inverse = self._inverse(X)
                     changed = True
             if not changed:
                 break
@@ -171,23 +172,28 @@ class Search:
         for place, counts in enumerate(self._counts(design)):
             present = int(design[row, place])
             counts[present] -= 1
+            if self._excess(counts, place, BALANCE - 1) == 0:
+                continue  # one more anywhere stays within the bound
             after = []
             for level in range(len(counts)):
                 counts[level] += 1
                 after.append(self._excess(counts, place))
                 counts[level] -= 1
-            if len(set(after)) > 1:
-                change += (np.array(after) - after[present])[candidates[:, place]]
+            change += (np.array(after) - after[present])[candidates[:, place]]
         return change
 
     def _first_allowed(
         self, design: IntArray, candidates: IntArray, gain: FloatArray
-    ) -> IntArray | None:
-        present = {as_point(point) for point in design}
+    ) -> int | None:
+        """The candidate with the largest gain of those allowed and not in the design, if any gains.
+
+        The predicate is asked only for candidates that would be taken: it may be slow.
+        """
+        present = set(map(tuple, design.tolist()))
         while gain[best := int(np.argmax(gain))] > _LEAST_GAIN:
             point = as_point(candidates[best])
             if point not in present and self.region.allows(point):
-                return np.array(point)
+                return best
             gain[best] = -np.inf
         return None
 
@@ -205,11 +211,11 @@ class Search:
             for place, levels in enumerate(self.region.shape)
         ]
 
-    def _excess(self, counts: list[int], place: int) -> int:
+    def _excess(self, counts: list[int], place: int, bound: int = BALANCE) -> int:
         """Counts by which a factor is out of balance, over distinct points and over all runs."""
         runs = counts.copy()
         runs[self.incumbent[place]] += self.replicates
-        return max(0, max(counts) - min(counts) - BALANCE) + max(0, max(runs) - min(runs) - BALANCE)
+        return sum(max(0, max(each) - min(each) - bound) for each in (counts, runs))
 
 
 def as_point(row: IntArray) -> Point:

@@ -84,7 +84,7 @@ class Fraction:
         max_alias: The largest absolute correlation over the runs between (a) two model terms
             other than the intercept, or (b) a main-effect term of the model and a term outside
             it: a two-factor interaction that was not declared (linear x linear, a categorical
-            side with all its contrasts) or a dropped term. None when there is no such pair.
+            side with all its contrasts) or a dropped term. None when all are 0.
         standard_errors: Per main-effect term of the model its label and the standard error of its
             swing (largest minus smallest value of the contrast), for noise of standard deviation 1.
     """
@@ -192,7 +192,8 @@ def design_fraction(
         interactions: Pairs of names whose linear x linear term belongs to the model.
         replicates: Runs of the incumbent beyond its first.
         forbidden: A predicate on assignments, or partial assignments; points for which it is true,
-            or that agree with one of them, are left out. A value that is no level matches nothing.
+            or that agree with one of them, are left out. A partial assignment names these factors
+            only; a value in it that is no level matches nothing.
         blocks: Number of devices. The runs are dealt so that differences between devices mix with
             the model as little as the best of 64 random deals allows; equal points go to
             different devices.
@@ -429,6 +430,7 @@ def _max_alias(
     norms = np.linalg.norm(X, axis=0)
     X = X / np.where(norms > 1e-9, norms, np.inf)  # a column that is constant here aliases nothing
     correlation = np.abs(X[:, : len(inside)].T @ X)
+    correlation[correlation < 1e-9] = 0  # orthogonal but for rounding
     for row, term in enumerate(inside):
         correlation[row, : row + 1] = 0
         if not term.is_main_effect:

@@ -44,15 +44,19 @@ class Executor(Protocol):
         ...
 
     def submit(self, spec: Path, slot: Slot) -> None:
-        """Start `python -m sweeper.runner SPEC` in a free slot.
+        """Start `python -m sweeper.runner SPEC` in a free slot, whose `device` the spec repeats.
 
         Raises:
             EnvironmentUnusable: the runner cannot be started there.
         """
         ...
 
-    def adopt(self, folder: Path) -> bool:
-        """Take over an attempt that an earlier orchestrator started: True while its runner lives."""
+    def adopt(self, folder: Path) -> Slot | None:
+        """Take over an attempt that an earlier orchestrator started.
+
+        Returns the slot that it occupies while its runner lives, else None: then nothing of it runs
+        any more, and its outcome file is there or never will be.
+        """
         ...
 
     def wait(self, timeout_s: float) -> Sequence[Submitted]:

@@ -2,3 +2,52 @@
 
 It must not know how any number was computed.
 """
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeper.analysis.dataset import StudyFacts
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the forms of a report were written; the figures stand in the page and as files."""
+
+    html: Path
+    markdown: Path
+    json: Path
+    figures: tuple[Path, ...]
+
+
+def write_report(facts: StudyFacts, out: Path, *, target: float | None = None) -> Report:
+    """Write `report.json`, `report.md`, `report.html` and `figures/*.svg`, each whole or not at all.
+
+    Args:
+        facts: The study as measured so far.
+        out: An existing folder.
+        target: Judge at this target instead of the effective one.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    # Only a report needs these; a progress view, which imports this package too, starts without.
+    from sweeper.paths import write_json, write_whole  # noqa: PLC0415
+    from sweeper.report import figures, html, json_report, markdown  # noqa: PLC0415
+
+    document = json_report.document(facts, target=target, generated_at=time.time())
+    written = Report(
+        html=out / "report.html",
+        markdown=out / "report.md",
+        json=out / "report.json",
+        figures=tuple(out / "figures" / f"{f.name}.svg" for f in figures.figures(document)),
+    )
+    write_json(written.json, document)
+    write_whole(written.markdown, markdown.render(document))
+    write_whole(written.html, html.render(document))
+    (out / "figures").mkdir(exist_ok=True)
+    for path, figure in zip(written.figures, figures.figures(document), strict=True):
+        write_whole(path, html.standalone(figure))
+    return written

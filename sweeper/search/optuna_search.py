@@ -63,6 +63,11 @@ class OptunaStorage:
                 f"Optuna's tables cannot be opened ({type(error).__name__}); see `sweep db status`"
             ) from None
 
+    @property
+    def raw(self) -> RDBStorage:
+        """Optuna's own storage object, for the dashboard."""
+        return self._storage
+
     def open(self, name: str, space: Space, notes: Mapping[str, Any]) -> OptunaSearch:
         """The Optuna study of that name, created when missing; minimises seconds (or the metric)."""
         with warnings.catch_warnings():

@@ -5,11 +5,24 @@ It must not know SQL, and not what a good result is; every write is safe to repe
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from sweeper.trial import AttemptFacts, PlannedTrial, StageName, StagePlan, TrialFacts
+from sweeper.errors import DatabaseUnusable
+from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, StageName, StagePlan, TrialFacts
+
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+STAGES: Final[tuple[StageName, ...]] = ("stage1", "stage2", "confirm")
+
+
+class DatabaseGone(DatabaseUnusable):
+    """The database cannot be used now but may be later: restarting, unreachable, full, crowded.
+
+    Nothing was recorded by the call that raised it; wait and repeat the call.
+    """
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,12 @@ class Lease:
 
 
 class Store(Protocol):
-    """Facts in, facts out. Methods raise DatabaseUnusable when the database cannot be used."""
+    """Facts in, facts out.
+
+    Methods raise DatabaseUnusable when the database cannot be used, DatabaseGone (one of them)
+    where waiting may help. Text that no database can hold (NUL, lone surrogates, both possible in
+    a trainer's output) comes back with U+FFFD in those places; all else comes back equal.
+    """
 
     def studies(self) -> Sequence[str]:
         """Names of all studies with a stage, oldest first."""
@@ -64,7 +82,11 @@ class Store(Protocol):
         options: Mapping[str, Any],
         exploratory: bool = False,
     ) -> StageRecord:
-        """Create the stage with its plan, or return the one that is there, unchanged."""
+        """Create the stage with its plan, or return the one that is there, unchanged.
+
+        Raises:
+            ValueError: a trial id is used twice, in this plan or in another stage of the study.
+        """
         ...
 
     def stage(self, study: str, stage: StageName) -> StageRecord | None:
@@ -76,7 +98,13 @@ class Store(Protocol):
         ...
 
     def update_plan(self, plan: StagePlan) -> None:
-        """Replace a stage's plan after an open level was resolved (trial ids never change)."""
+        """Replace a stage's plan after an open level was resolved.
+
+        Trials may be added; none may go, and one that was tried keeps its point and seed.
+
+        Raises:
+            ValueError: there is no such stage, a trial is gone, or one that was tried has changed.
+        """
         ...
 
     def set_effective_target(self, study: str, stage: StageName, target: float) -> None:
@@ -90,17 +118,32 @@ class Store(Protocol):
     def begin(
         self, study: str, trial: PlannedTrial, attempt: int, *, folder: str, slot: str, lease: Lease
     ) -> None:
-        """Record that an attempt is about to start; a lost lease raises StudyBusy."""
+        """Record that an attempt is about to start; repeating it changes nothing.
+
+        An attempt that is running takes the new folder and slot, one that has ended stays as it is.
+
+        Raises:
+            StudyBusy: the lease is not the study's current one.
+        """
         ...
 
     def record(
         self, study: str, trial_id: str, facts: AttemptFacts, *, lease: Lease | None = None
     ) -> bool:
-        """Record an ended attempt with its curve, once; False when it was there already."""
+        """Record an ended attempt with its curve, whole and once.
+
+        Returns False when its outcome was there already, which stays as it was: a repeat after a
+        lost connection says False too, so act on what is recorded, not on this answer. Attempts
+        that were never begun are recorded as well. Without a lease nothing is fenced: for
+        rebuilding a database from run folders only.
+
+        Raises:
+            StudyBusy: the lease is not the study's current one.
+        """
         ...
 
     def running(self, study: str) -> Sequence[RunningAttempt]:
-        """Attempts that were begun and not recorded."""
+        """Attempts that were begun and not recorded, oldest first."""
         ...
 
     def facts(self, study: str, stage: StageName | None = None) -> Sequence[TrialFacts]:
@@ -108,21 +151,50 @@ class Store(Protocol):
         ...
 
     def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
-        """Per stage: planned, running, and ended trials per outcome, without reading curves."""
+        """Per stage, without reading curves: `planned` is all trials, `running` those with an
+        attempt under way, and each outcome those of the others whose counted attempt has it.
+
+        Every key is always there; what is left of `planned` waits for its first attempt.
+        """
         ...
 
     def acquire(self, study: str, holder: str, *, ttl_s: float) -> Lease:
         """Take the study's lease; StudyBusy names the live holder and when its lease ends."""
         ...
 
+    def held(self, study: str) -> Lease | None:
+        """The live lease of a study, whoever holds it, or None."""
+        ...
+
     def renew(self, lease: Lease, *, ttl_s: float) -> None:
-        """Extend a lease; StudyBusy when somebody else has taken it."""
+        """Extend a lease, also one that has run out but that nobody took; else StudyBusy."""
         ...
 
     def release(self, lease: Lease) -> None:
-        """Give a lease back; not holding it any more is fine."""
+        """Give a lease back, for good; not holding it any more is fine."""
         ...
 
     def close(self) -> None:
         """Close every connection."""
         ...
+
+
+def storable(text: str) -> str:
+    """The text with U+FFFD for what Postgres cannot hold: NUL and lone surrogates."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Strict JSON, key order kept; NaN and infinity are refused with ValueError."""
+    return json.dumps(value, allow_nan=False, default=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"got {type(value).__name__}, expected JSON values")
+
+
+def no_counts() -> dict[str, int]:
+    """The keys of `Store.counts`, all 0."""
+    return dict.fromkeys(("planned", "running", *(outcome.value for outcome in Outcome)), 0)

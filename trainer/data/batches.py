@@ -20,9 +20,7 @@ class TrainingBatches:
     There is no state to save or restore: `at(step)` always gives the same batch.
     """
 
-    def __init__(
-        self, tokens: Tensor, *, context: int, batch_size: int, seed: int
-    ) -> None:
+    def __init__(self, tokens: Tensor, *, context: int, batch_size: int, seed: int) -> None:
         """`tokens` (N,) of an integer type, on the device where batches are wanted."""
         self._tokens, self._context, self._batch_size = tokens, context, batch_size
         self._seed = seed
@@ -56,13 +54,11 @@ class TrainingBatches:
         return int(self._order[place])
 
 
-def spread_windows(
-    tokens: Tensor, *, context: int, count: int, name: str
-) -> tuple[Tensor, Tensor]:
-    """`count` non-overlapping windows spread evenly over `tokens` (N,): inputs and targets (count, T).
+def spread_windows(tokens: Tensor, *, context: int, count: int, name: str) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (count, T) of non-overlapping windows spread evenly over `tokens` (N,).
 
-    The same for every configuration and seed. DataError when the tokens do not suffice; `name` is
-    the slice that it names.
+    They are the same for every configuration and seed. DataError, which names the slice `name`,
+    when the tokens do not suffice.
     """
     available = (len(tokens) - 1) // context
     if count > available:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def load_corpus(config: DataConfig) -> Corpus:
     if config.kind == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         train, validation = read_source_tree(root, config.max_bytes, config.validation_share)
-        source = f"source of Python's standard library in {root}"
+        source = f"source of the standard library of Python {platform.python_version()}"
     elif config.kind == "text":
         path = Path(config.path or "")
         train, validation = _split(_read_file(path, config.max_bytes), config.validation_share)

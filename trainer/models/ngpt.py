@@ -19,6 +19,7 @@ columns for the two matrices that write back into the residual stream.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's own name for it
@@ -27,9 +28,34 @@ from torch import Generator, Tensor, nn
 from trainer.roles import Role, RoledParameter
 
 
+class _Unit(torch.autograd.Function):
+    """`unit` with its derivative written out: half the passes over memory of the derived one.
+
+    It is also one opaque operation: a compiler that fuses the ~90 normalisations of a deep network
+    into their neighbours rounds differently in each, and in bfloat16 the errors add up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        at_least_single = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_single)
+        inverse = length.clamp_min(1e-12).reciprocal().to(x.dtype)
+        y: Tensor = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        y, inverse = ctx.saved_tensors
+        radial = (gradient * y).sum(dim=-1, keepdim=True)
+        return torch.addcmul(gradient, y, radial, value=-1).mul_(inverse)
+
+
 def unit(x: Tensor) -> Tensor:
     """`x` (..., N) scaled to length 1 along its last axis; a zero vector stays zero."""
-    return x * torch.rsqrt(x.square().sum(dim=-1, keepdim=True).clamp_min(1e-24))
+    result: Tensor = _Unit.apply(x)  # type: ignore[no-untyped-call]
+    return result
 
 
 class LearnedScale(nn.Module):
@@ -63,12 +89,12 @@ class Rotary(nn.Module):
         self.register_buffer("sine", angle.sin().float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, T, K) -> (B, H, T, K)."""
-        cosine, sine = self.cosine[: x.shape[-2]], self.sine[: x.shape[-2]]
+        """(B, T, ..., H, K) with time on axis 1 -> the same shape."""
+        shape = (x.shape[1], *(1,) * (x.ndim - 3), -1)
+        cosine = self.cosine[: x.shape[1]].view(shape)
+        sine = self.sine[: x.shape[1]].view(shape)
         first, second = x.chunk(2, dim=-1)
-        return torch.cat(
-            (first * cosine - second * sine, first * sine + second * cosine), dim=-1
-        )
+        return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
 
 
 class Attention(nn.Module):
@@ -86,16 +112,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         batch, time, width = x.shape
-        per_head = (batch, time, self.heads, width // self.heads)
-        scale = self.scale_qk().view(self.heads, 1, width // self.heads)  # (H, 1, K)
-        q = F.linear(x, self.query).view(per_head).transpose(1, 2)  # (B, H, T, K)
-        k = F.linear(x, self.key).view(per_head).transpose(1, 2)
-        v = F.linear(x, self.value).view(per_head).transpose(1, 2)
-        q = unit(self.rotary(q)) * scale
-        k = unit(self.rotary(k)) * scale
+        weights = torch.cat((self.query, self.key, self.value))  # (3 D, D): one multiplication
+        qkv = F.linear(x, weights).view(batch, time, 3, self.heads, width // self.heads)
+        qk, v = torch.split(qkv, [2, 1], dim=2)
+        q, k = unit(self.rotary(qk)).unbind(dim=2)  # (B, T, H, K) each
+        # s_qk scales both queries and keys, which is the same as its square on the queries alone.
+        q = q * self.scale_qk().square().view(self.heads, -1)
         # Dot products of unit vectors have variance 1/K, so the scale is sqrt(K), not 1/sqrt(K).
         mixed = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=math.sqrt(width / self.heads)
+            q.transpose(1, 2),  # (B, H, T, K)
+            k.transpose(1, 2),
+            v.squeeze(2).transpose(1, 2),
+            is_causal=True,
+            scale=math.sqrt(width / self.heads),
         )
         return F.linear(mixed.transpose(1, 2).reshape(batch, time, width), self.out)
 
@@ -114,16 +143,18 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        u = F.linear(x, self.up) * self.scale_up()  # (B, T, F)
-        v = F.linear(x, self.gate) * (self.scale_gate() * self.root_width)
+        # A scale of outputs is a scale of the rows of the weights, which are far fewer numbers.
+        up = self.up * self.scale_up()[:, None]
+        gate = self.gate * (self.scale_gate() * self.root_width)[:, None]
+        u, v = F.linear(x, torch.cat((up, gate))).chunk(2, dim=-1)  # (B, T, F) each
         return F.linear(u * F.silu(v), self.out)
 
 
 class GatedResidual(nn.Module):
     """A step on the sphere from x towards the normalised branch, with a learned rate per channel.
 
-    The rate is sigmoid(gate) * alpha: gate (D,) starts at 0, so the first rate is alpha / 2. Without
-    the normalisation of the branch a block would be nearly the identity.
+    The rate is sigmoid(gate) * alpha: gate (D,) starts at 0, so the first rate is alpha / 2.
+    Without the normalisation of the branch a block would be nearly the identity.
     """
 
     def __init__(self, width: int, alpha: float) -> None:
@@ -132,7 +163,7 @@ class GatedResidual(nn.Module):
         self.alpha = LearnedScale(1, start=alpha, stored=width**-0.5)
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
-        """x and branch (B, T, D), x of length 1 -> (B, T, D) of length 1."""
+        """Both (B, T, D), `x` of length 1 -> (B, T, D) of length 1."""
         rate = torch.sigmoid(self.gate) * self.alpha()
         return unit(torch.lerp(x, unit(branch), rate))
 
@@ -140,9 +171,7 @@ class GatedResidual(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then the MLP, each behind a gated residual."""
 
-    def __init__(
-        self, width: int, heads: int, hidden: int, alpha: float, rotary: Rotary
-    ) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, alpha: float, rotary: Rotary) -> None:
         super().__init__()
         self.attention = Attention(width, heads, rotary)
         self.mlp = GatedMLP(width, hidden)
@@ -152,7 +181,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         x = self.after_attention(x, self.attention(x))
-        return self.after_mlp(x, self.mlp(x))
+        x = self.after_mlp(x, self.mlp(x))
+        return x  # noqa: RET504 - a module's call is untyped; the name gives the type back
 
 
 class NGPT(nn.Module):
@@ -194,14 +224,14 @@ class NGPT(nn.Module):
 
     def hidden_states(self, tokens: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, D), each of length 1."""
-        x = unit(F.embedding(tokens, self.embedding))
+        x = unit(F.embedding(tokens, self.embedding))  # (B, T, D)
         for block in self.blocks:
             x = block(x)
         return x
 
     def logits(self, tokens: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, V)."""
-        return F.linear(self.hidden_states(tokens), self.head) * self.scale_logits()
+        return F.linear(self.hidden_states(tokens), self.head * self.scale_logits()[:, None])
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of `targets` (B, T) given `tokens` (B, T), a 0-D tensor."""

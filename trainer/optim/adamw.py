@@ -25,9 +25,7 @@ class Group:
 class AdamW:
     """Adam with decoupled weight decay and bias correction; one fused kernel call per group."""
 
-    def __init__(
-        self, groups: Sequence[Group], *, beta1: float, beta2: float, eps: float
-    ) -> None:
+    def __init__(self, groups: Sequence[Group], *, beta1: float, beta2: float, eps: float) -> None:
         self.groups = [group for group in groups if group.tensors]
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
         self._first = [[torch.zeros_like(t) for t in group.tensors] for group in self.groups]

@@ -47,8 +47,8 @@ class Optimizer:
     def gradient_norm(self) -> float:
         """Length of the gradient over all parameters."""
         gradients = [tensor.grad for tensor in self._tensors if tensor.grad is not None]
-        norms = torch._foreach_norm(gradients)
-        return float(torch.linalg.vector_norm(torch.stack(list(norms))))
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def state(self) -> list[Tensor]:
         """Weights and optimizer state; not copies. Equal states have equal futures."""

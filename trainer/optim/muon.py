@@ -2,8 +2,8 @@
 
 It must not know architectures; it drives whatever matrices it is given, batched by shape.
 
-A plain class: subclassing `torch.optim.Optimizer` imports torch._dynamo, which costs every trial one
-to two seconds. Sources: Jordan et al. 2024 (Muon), arXiv 2510.05491 (NorMuon), arXiv 2510.12402
+A plain class: subclassing `torch.optim.Optimizer` imports torch._dynamo, which costs every trial
+one to two seconds. Sources: Jordan et al. 2024 (Muon), arXiv 2510.05491 (NorMuon), arXiv 2510.12402
 (cautious weight decay).
 """
 

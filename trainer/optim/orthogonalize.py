@@ -61,11 +61,13 @@ ORTHOGONALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
 def _iterate(matrices: Tensor, table: Sequence[Coefficients], *, safety: float) -> Tensor:
     # The Gram matrix is formed on the short side, so the work is cubic in min(M, N) only.
     wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices if wide else matrices.mT
+    stack = matrices if wide else matrices.mT
+    x = stack.reshape(-1, *stack.shape[-2:])  # (S, m, n), m <= n
     norm = torch.linalg.matrix_norm(x, keepdim=True)
     x = x / (norm * safety + _EPSILON)
     for a, b, c in table:
-        gram = x @ x.mT  # (..., m, m)
-        polynomial = b * gram + c * (gram @ gram)
-        x = a * x + polynomial @ x
+        gram = x @ x.mT  # (S, m, m)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    x = x.view(stack.shape)
     return x if wide else x.mT

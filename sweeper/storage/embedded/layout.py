@@ -18,11 +18,13 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from sweeper.errors import DatabaseUnusable
 from sweeper.paths import Home, make_private, write_json
 
 LOCK_POLL_S = 0.02
+LOG_MAX_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Folder:
 
     @property
     def start_lock(self) -> Path:
-        """Held by a command while it starts or stops the server, and by a supervisor that leaves."""
+        """Held by a command that starts or stops the server, and by a supervisor that leaves."""
         return self.path / "start.lock"
 
     @property
@@ -180,7 +182,7 @@ _held: set[int] = set()
 
 
 def _drop_in_child() -> None:
-    """A forked child is not a holder: were its copy left open, the lock would outlive the parent."""
+    """A forked child is no holder: its copy, left open, would outlive the parent's lock."""
     for descriptor in _held:
         with contextlib.suppress(OSError):
             os.close(descriptor)
@@ -258,6 +260,14 @@ def read_state(folder: Folder) -> State | None:
         return State(**json.loads(folder.state.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def open_log(path: Path) -> BinaryIO:
+    """A log to append to; one that has grown big becomes `NAME.1` first."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_size > LOG_MAX_BYTES:
+            path.replace(path.with_name(f"{path.name}.1"))
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
 
 def tail(path: Path, lines: int = 8) -> str:

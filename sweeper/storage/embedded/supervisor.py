@@ -6,7 +6,6 @@ It must not know SQL or SQLAlchemy, nor who the holders are: it sees locks. It r
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shutil
@@ -18,10 +17,9 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 from sweeper.errors import DatabaseUnusable
 from sweeper.storage.embedded import cluster as clusters
@@ -32,11 +30,13 @@ from sweeper.storage.embedded.layout import (
     State,
     live_holders,
     lock,
+    open_log,
     read_state,
     tail,
     try_lock,
     write_state,
 )
+from sweeper.storage.embedded.options import LOCK_TAKEN, Options, parse
 
 TICK_S = 0.2
 STARTING_TICK_S = 0.02
@@ -45,8 +45,6 @@ LEFTOVERS_S = 20.0
 STOP_S = 30.0
 MOST_RESTARTS = 5
 RESTARTS_WITHIN_S = 60.0
-LOG_MAX_BYTES = 4_000_000
-LOCK_TAKEN = 75  # exit code: another supervisor is there
 
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -63,29 +61,6 @@ SETTINGS: Mapping[str, str] = {
     "log_checkpoints": "off",
     "log_min_error_statement": "panic",  # a failed statement may hold a secret
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a server is run; the command that starts it decides.
-
-    Args:
-        settings: Settings of Postgres on top of ours, for example `{"fsync": "off"}` in tests.
-        linger_s: How long the server outlives its last holder.
-        programs: A folder with `postgres` and `initdb` to use instead of looking for one.
-        state_root: Where root's data go.
-    """
-
-    settings: Mapping[str, str] = field(default_factory=dict)
-    linger_s: float = 3.0
-    programs: Path | None = None
-    state_root: Path = Path("/var/lib/sweep")
-
-    def arguments(self) -> list[str]:
-        """The same, as a command line; it holds no secret."""
-        found = ["--linger", str(self.linger_s), "--state-root", str(self.state_root)]
-        found += [f"--set={name}={value}" for name, value in self.settings.items()]
-        return [*found, "--programs", str(self.programs)] if self.programs else found
 
 
 class Supervisor:
@@ -121,7 +96,8 @@ class Supervisor:
             error = str(problem)
         except Exception as problem:  # noqa: BLE001 - a detached process has nobody to raise to
             self._log(traceback.format_exc())
-            error = f"the database's supervisor failed: {problem!r} (see {self.folder.supervisor_log})"
+            log = self.folder.supervisor_log
+            error = f"the database's supervisor failed: {problem!r} (log: {log})"
         self._stop_server()
         if error is not None:
             self._log(f"failed: {error}")
@@ -173,7 +149,7 @@ class Supervisor:
                     cwd="/",
                     env=CLEAN_ENVIRONMENT,
                     pass_fds=descriptors,  # the server's processes hold the locks, each of them
-                    preexec_fn=clusters.die_with_parent(signal.SIGINT),
+                    preexec_fn=clusters.die_with_parent(signal.SIGINT),  # noqa: PLW1509 - one thread
                     **clusters.as_account(self._cluster.account),
                 )
         except (OSError, subprocess.SubprocessError) as error:
@@ -230,6 +206,7 @@ class Supervisor:
             return False
         if self.folder.stop_request.exists():
             self._log("stopping: asked to")
+            self.folder.stop_request.unlink(missing_ok=True)
             return False
         if self._process.poll() is not None:
             self._restart()
@@ -351,17 +328,9 @@ def server_processes(cluster: Cluster) -> list[int]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if os.readlink(entry / "cwd") == data:
+            if str((entry / "cwd").readlink()) == data:
                 found.append(int(entry.name))
     return found
-
-
-def open_log(path: Path) -> BinaryIO:
-    """A log to append to; one that has grown big becomes `NAME.1` first."""
-    with contextlib.suppress(OSError):
-        if path.stat().st_size > LOG_MAX_BYTES:
-            path.replace(path.with_name(f"{path.name}.1"))
-    return path.open("ab")
 
 
 def main(arguments: list[str]) -> int:
@@ -370,20 +339,8 @@ def main(arguments: list[str]) -> int:
     The process that was started ends at once: 0 when a detached one has taken over and holds the
     lock, `LOCK_TAKEN` when another supervisor is there.
     """
-    parser = argparse.ArgumentParser(prog="sweeper.storage.embedded.supervisor")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--linger", type=float, required=True)
-    parser.add_argument("--state-root", type=Path, required=True)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--programs", type=Path)
-    given = parser.parse_args(arguments)
-    options = Options(
-        settings=dict(setting.split("=", maxsplit=1) for setting in given.set),
-        linger_s=given.linger,
-        programs=given.programs,
-        state_root=given.state_root,
-    )
-    folder = Folder(given.folder)
+    path, options = parse(arguments)
+    folder = Folder(path)
     os.umask(0o077)
     try:
         descriptor = lock(folder.supervisor_lock, time.monotonic() + 2.0)

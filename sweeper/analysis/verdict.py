@@ -1,0 +1,394 @@
+"""The verdict of a study in words: what won, by how much, what is decided or not, what it cost.
+
+It must not know how it is shown; every sentence is built from values that `Verdict` also carries.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sweeper.analysis.confirm import Confirmation, Contrast, confirmation
+from sweeper.analysis.dataset import STAGES, StudyFacts
+from sweeper.analysis.effects import Effects, stage2_effects
+from sweeper.analysis.intervals import Interval
+from sweeper.analysis.noise import Noise, replicate_noise
+from sweeper.analysis.ranking import (
+    Failure,
+    Row,
+    best,
+    busy_s,
+    failures,
+    missing,
+    saved_s,
+    search_ranking,
+    tightest_target,
+)
+from sweeper.analysis.wording import (
+    bracket,
+    change,
+    count,
+    duration,
+    listed,
+    more_or_less,
+    ratio,
+    significant,
+)
+from sweeper.trial import Clock
+
+Kind = Literal["confirmed", "unconfirmed", "nothing_reached", "nothing_measured"]
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """The baseline's time over the winner's. Without confirm there is no interval.
+
+    `at_least`: the baseline did not always reach, so the ratio is a lower bound.
+    """
+
+    interval: Interval
+    confirmed: bool
+    decided: bool
+    at_least: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            **self.interval.as_dict(),
+            "confirmed": self.confirmed,
+            "decided": self.decided,
+            "at_least": self.at_least,
+        }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the study has spent so far."""
+
+    trials: int
+    attempts: int
+    train_s: float
+    attempts_wall_s: float
+    busy_s: float
+    saved_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence, the paragraphs under it, and the values that they are made of."""
+
+    kind: Kind
+    sentence: str
+    paragraphs: tuple[str, ...]
+    target: float
+    winner: Row | None
+    baseline: Row | None
+    speedup: Speedup | None
+    decided: tuple[str, ...]
+    undecided: tuple[str, ...]
+    missing: tuple[str, ...]
+    cost: Cost
+    ranking: tuple[Row, ...]
+    failures: tuple[Failure, ...]
+    confirmation: Confirmation | None
+    effects: Effects | None
+    noise: Noise
+    reachable_target: float | None
+
+
+def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
+    """Judge a study at its effective target, or at any other.
+
+    The winner is confirm's leader once confirm has one; else the fastest of stages 1 and 2.
+    """
+    goal = facts.target if target is None else target
+    ranking = search_ranking(facts, target=goal)
+    confirmed = confirmation(facts, target=goal)
+    lost = failures(facts.present())
+    winner = confirmed.leader if confirmed else best(ranking)
+    baseline = _baseline(facts, confirmed, ranking)
+    speedup = _speedup(winner, baseline, confirmed)
+    wanted = facts.study.stage2.from_top
+    reachable = tightest_target(facts.present(), wanted) or tightest_target(facts.present(), 1)
+    noise = replicate_noise(facts.present(), target=goal, clock=facts.clock)
+    effects = stage2_effects(facts, target=goal)
+    kind: Kind
+    if winner is not None:
+        kind = "confirmed" if confirmed else "unconfirmed"
+        sentence = _winner_sentence(facts, goal, winner, speedup, None if confirmed else ranking)
+    elif ranking:
+        kind, sentence = "nothing_reached", _nothing_reached(facts, goal, ranking[0], reachable)
+    else:
+        kind, sentence = "nothing_measured", _nothing_measured(lost)
+    decided, undecided = _decisions(confirmed, effects, goal)
+    gaps = tuple(_gaps(facts, lost))
+    cost = _cost(facts)
+    paragraphs = tuple(
+        p
+        for p in (
+            _judged_at(facts, goal),
+            _on_confirm(confirmed, winner, baseline, speedup),
+            _on_noise(noise),
+            _on_cost(cost),
+        )
+        if p
+    )
+    return Verdict(
+        kind=kind,
+        sentence=sentence,
+        paragraphs=paragraphs,
+        target=goal,
+        winner=winner,
+        baseline=baseline,
+        speedup=speedup,
+        decided=decided,
+        undecided=undecided,
+        missing=gaps,
+        cost=cost,
+        ranking=ranking,
+        failures=lost,
+        confirmation=confirmed,
+        effects=effects,
+        noise=noise,
+        reachable_target=reachable,
+    )
+
+
+def _baseline(
+    facts: StudyFacts, confirmed: Confirmation | None, ranking: Sequence[Row]
+) -> Row | None:
+    if confirmed and confirmed.baseline:
+        return confirmed.baseline
+    point = facts.baseline()
+    return next((row for row in ranking if row.point == point), None)
+
+
+def _speedup(
+    winner: Row | None, baseline: Row | None, confirmed: Confirmation | None
+) -> Speedup | None:
+    if winner is None or baseline is None or winner.point == baseline.point:
+        return None
+    contrast = confirmed.against_baseline if confirmed else None
+    if contrast and contrast.time:
+        return Speedup(contrast.time, True, contrast.decided, contrast.at_least)
+    if confirmed or winner.seconds <= 0 or baseline.seconds <= 0:
+        return None
+    single = Interval(baseline.seconds / winner.seconds, None, None, 1, 0.05)
+    return Speedup(single, False, False, not baseline.reached)
+
+
+def _metric_at(facts: StudyFacts, target: float) -> str:
+    return f"{facts.study.objective.metric} {significant(target, 6)}"
+
+
+def _clock_words(facts: StudyFacts) -> str:
+    words: dict[Clock, str] = {
+        "train": "of training",
+        "train+eval": "of training and evaluation",
+        "wall": "from process start",
+    }
+    return words[facts.clock]
+
+
+def _nothing_measured(lost: Sequence[Failure]) -> str:
+    if lost:
+        return f"Nothing was measured: {count(len(lost), 'trial')} failed ({_reasons(lost)})."
+    return "Nothing has been measured yet."
+
+
+def _nothing_reached(
+    facts: StudyFacts, target: float, nearest: Row, reachable: float | None
+) -> str:
+    far = (
+        f"the closest, {nearest.label}, came down to {significant(nearest.best_loss, 5)}"
+        if nearest.best_loss is not None
+        else "nothing finite was measured"
+    )
+    goal = _metric_at(facts, target)
+    return f"No configuration reached {goal}: {far}{_reachable_words(facts, reachable)}."
+
+
+def _winner_sentence(
+    facts: StudyFacts,
+    target: float,
+    winner: Row,
+    speedup: Speedup | None,
+    searched: Sequence[Row] | None,
+) -> str:
+    goal, time = _metric_at(facts, target), duration(winner.seconds)
+    if searched is None:
+        text = f"{winner.label} reaches {goal} in {time} {_clock_words(facts)}"
+    else:
+        reached = sum(row.reached for row in searched)
+        text = (
+            f"{winner.label} was the fastest of {count(len(searched), 'configuration')} "
+            f"({reached} reached the target): {goal} in {time} {_clock_words(facts)}"
+        )
+    return f"{text}{_speedup_words(speedup)}."
+
+
+def _speedup_words(speedup: Speedup | None) -> str:
+    if speedup is None:
+        return ""
+    bound = "at least " if speedup.at_least else ""
+    if not speedup.confirmed:
+        factor = ratio(speedup.interval.ratio)
+        return f", {bound}{factor}x faster than the baseline in single runs, not confirmed"
+    interval = bracket(speedup.interval.low, speedup.interval.high)
+    blocks = count(speedup.interval.n, "block")
+    factor = f"{bound}{ratio(speedup.interval.ratio)}x {interval}".rstrip()
+    if speedup.decided:
+        return f", {factor} faster than the baseline (n = {blocks})"
+    return f", not distinguishable from the baseline at this budget ({factor}, n = {blocks})"
+
+
+def _reachable_words(facts: StudyFacts, reachable: float | None) -> str:
+    if reachable is None:
+        return ""
+    k = facts.study.stage2.from_top
+    crossed = sum(1 for row in search_ranking(facts, target=reachable) if row.reached_runs)
+    looser = [t for t in facts.study.objective.fallback if t >= reachable]
+    near = f"; the nearest fallback is {significant(min(looser), 6)}" if looser else ""
+    who = count(crossed, "configuration")
+    enough = "" if crossed >= k else f" (fewer than the {k} that stage 2 wants)"
+    return f"; {who} came down to {significant(reachable, 5)}{enough}{near}"
+
+
+def _reasons(lost: Sequence[Failure]) -> str:
+    counted = Counter(failure.reason.value for failure in lost).most_common()
+    return ", ".join(f"{reason} {n}" for reason, n in counted)
+
+
+def _judged_at(facts: StudyFacts, target: float) -> str:
+    declared = facts.study.objective.target
+    if math.isclose(target, declared):
+        return ""
+    text = (
+        f"Everything here is judged at {_metric_at(facts, target)}; the study declares "
+        f"{significant(declared, 6)}."
+    )
+    if target < declared:
+        text += (
+            " Trials stop at the target that they were run for, so a tighter one is seldom seen."
+        )
+    return text
+
+
+def _on_confirm(
+    confirmed: Confirmation | None,
+    winner: Row | None,
+    baseline: Row | None,
+    speedup: Speedup | None,
+) -> str:
+    if confirmed:
+        text = (
+            f"Confirm re-ran {count(len(confirmed.rows), 'configuration')} with fresh seeds in "
+            f"{count(confirmed.blocks, 'block')}; only these runs count here. Intervals are at "
+            f"{100 * (1 - confirmed.alpha):.4g} % because "
+            f"{count(len(confirmed.looks), 'look')} at the pairs "
+            f"{'is' if len(confirmed.looks) == 1 else 'are'} planned."
+        )
+        against = confirmed.against_baseline
+        return f"{text} {_split_words(against)}".rstrip() if against else text
+    if winner is None:
+        return ""
+    text = (
+        "The fastest of many single runs flatters itself: confirm would re-run the finalists and "
+        "the baseline with fresh seeds."
+    )
+    if baseline is None:
+        text += " The baseline was not measured, so there is no speed-up to report."
+    elif speedup is None:
+        text += " The fastest configuration is the baseline itself."
+    return text
+
+
+def _split_words(contrast: Contrast) -> str:
+    if contrast.learning is None or contrast.speed is None:
+        return ""
+    tokens, speed = 1 / contrast.learning.ratio, 1 / contrast.speed.ratio
+    return (
+        f"Against the baseline it needs {more_or_less(tokens, 'more', 'fewer')} tokens to the "
+        f"target, at {more_or_less(speed, 'more', 'less')} time per token."
+    )
+
+
+def _on_noise(noise: Noise) -> str:
+    if noise.sd is None or noise.floor is None:
+        return "No configuration was measured twice, so how much equal runs differ is not known."
+    return (
+        f"Equal runs differ by {100 * noise.sd:.2g} % (standard deviation of log time, "
+        f"{noise.df} degrees of freedom): single runs less than {100 * noise.floor:.2g} % apart "
+        "are not told apart."
+    )
+
+
+def _on_cost(cost: Cost) -> str:
+    if not cost.attempts:
+        return ""
+    share = cost.train_s / cost.attempts_wall_s if cost.attempts_wall_s > 0 else 0.0
+    return (
+        f"It took {count(cost.trials, 'trial')} ({count(cost.attempts, 'attempt')}), "
+        f"{duration(cost.train_s)} of training in {duration(cost.attempts_wall_s)} of attempts "
+        f"({100 * share:.0f} %); something was running for {duration(cost.busy_s)}."
+    )
+
+
+def _decisions(
+    confirmed: Confirmation | None, effects: Effects | None, target: float
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    decided: list[str] = []
+    undecided: list[str] = []
+    for contrast in confirmed.contrasts if confirmed else ():
+        (decided if contrast.decided else undecided).append(contrast.words())
+    where = ""
+    if effects and not math.isclose(effects.target, target):
+        where = f" to {significant(effects.target, 5)}"
+    for effect in effects.effects if effects else ():
+        words = (
+            f"{effect.column.words()}: {change(effect.ratio)} time "
+            f"[{change(effect.low)}, {change(effect.high)}]{where}"
+        )
+        (decided if effect.decided else undecided).append(words)
+    if effects and effects.why_none:
+        undecided.append(f"effects of stage 2's parameters: {effects.why_none}")
+    return tuple(decided), tuple(undecided)
+
+
+def _gaps(facts: StudyFacts, lost: Sequence[Failure]) -> Iterator[str]:
+    for name in STAGES:
+        stage = facts.stages.get(name)
+        if stage is None:
+            yield f"{name} has not been planned"
+            continue
+        absent = missing(stage)
+        if absent:
+            yield f"{name} misses {count(len(absent), 'trial')}: {listed(absent)}"
+        elif not stage.closed:
+            yield f"{name} is still open"
+        if stage.exploratory:
+            yield f"{name} is exploratory: its study was changed after the plan was frozen"
+    if lost:
+        names = listed([failure.id for failure in lost])
+        yield f"{count(len(lost), 'trial')} failed ({_reasons(lost)}): {names}"
+
+
+def _cost(facts: StudyFacts) -> Cost:
+    trials = [trial for stage in facts.present() for trial in stage.facts if trial.attempts]
+    attempts = [attempt for trial in trials for attempt in trial.attempts]
+    saved = [saved_s(stage, facts.study.limits) for stage in facts.present()]
+    return Cost(
+        trials=len(trials),
+        attempts=len(attempts),
+        train_s=math.fsum(a.phases.train for a in attempts),
+        attempts_wall_s=math.fsum(a.wall_s for a in attempts),
+        busy_s=busy_s(attempts),
+        saved_s=math.fsum(seconds for of_stage in saved for seconds in of_stage.values()),
+    )

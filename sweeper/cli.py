@@ -1,0 +1,214 @@
+"""The command line: each verb is one call into `app`, errors become exit codes.
+
+It must not know how anything is done; heavy imports happen inside the verbs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeper import __version__
+from sweeper.errors import EXIT_INTERRUPTED, EXIT_STUDY, SweepError
+
+EPILOG = """\
+STUDY is a path to a study.toml (or its folder) or the name of a built-in study (see `sweep
+studies`). Without it: SWEEP_STUDY, else ./study.toml, else a built-in one; the first line says which.
+
+exit codes: 0 done · 1 done, some trials failed for good · 2 study file or command line wrong ·
+3 environment not usable · 4 no trial reached the target or a fallback · 5 another orchestrator
+holds this study · 6 stopped early by a budget or the breaker · 130 interrupted (safe to repeat)
+"""
+
+VERBS = {
+    "stage1": "stages:stage1",
+    "stage2": "stages:stage2",
+    "confirm": "stages:confirm",
+    "run": "stages:run",
+    "plan": "look:plan",
+    "check": "look:check",
+    "status": "look:status",
+    "show": "look:show",
+    "logs": "look:logs",
+    "studies": "look:studies",
+    "report": "output:report",
+    "export": "output:export",
+    "dashboard": "output:dashboard",
+    "db": "database:db",
+}
+
+
+def _positive(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value != value or value in (float("inf"), float("-inf")):  # noqa: PLR0124 - NaN is not itself
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number")
+    return value
+
+
+def _hours(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected hours above 0")
+    return value
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our exit code and our manner of saying what to do."""
+
+    def error(self, message: str) -> Any:
+        self.exit(EXIT_STUDY, f"sweep: {message} (see `{self.prog} --help`)\n")
+
+
+def _common() -> _Parser:
+    common = _Parser(add_help=False)
+    group = common.add_argument_group("everywhere")
+    group.add_argument("--database", metavar="URL", help="Postgres to use (SWEEP_DATABASE_URL)")
+    group.add_argument("--home", type=Path, metavar="DIR", help="default ./.sweep (SWEEP_HOME)")
+    group.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    group.add_argument("-v", "--verbose", action="store_true")
+    group.add_argument("-q", "--quiet", action="store_true")
+    group.add_argument("--no-color", action="store_true", help="as NO_COLOR")
+    return common
+
+
+def _stage_options() -> _Parser:
+    options = _Parser(add_help=False)
+    group = options.add_argument_group("running")
+    group.add_argument("--devices", metavar="0,1", help="GPU indices or UUIDs")
+    group.add_argument("--slots", type=_positive, metavar="N", help="trials at once on CPU")
+    group.add_argument("--target", type=_number, metavar="X", help="instead of the study's")
+    group.add_argument("--max-hours", type=_hours, metavar="H", help="start no trial after that")
+    group.add_argument("--max-trials", type=_positive, metavar="N", help="start at most N trials")
+    group.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
+    group.add_argument("--executor", choices=["local"], default="local")
+    group.add_argument(
+        "--exploratory",
+        action="store_true",
+        help="go on although the study changed after its plan was frozen (marked in every report)",
+    )
+    group.add_argument(
+        "--retry-failed", action="store_true", help="run trials that failed for good once more"
+    )
+    return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    common, running = _common(), _stage_options()
+    parser = _Parser(
+        prog="sweep",
+        description="Find the training configuration that reaches a loss target in the fewest "
+        "seconds, and say how sure you are.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sweep {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", parser_class=_Parser)
+
+    def verb(name: str, text: str, *parents: _Parser) -> _Parser:
+        return verbs.add_parser(name, help=text, description=text, parents=[*parents, common])
+
+    def with_study(command: _Parser) -> _Parser:
+        command.add_argument("study", nargs="?", metavar="STUDY")
+        return command
+
+    with_study(verb("stage1", "plan once, then run or resume the broad stage", running))
+    stage2 = with_study(verb("stage2", "design the fraction around the top k, run it", running))
+    stage2.add_argument("--from-top", type=_positive, metavar="K", help="default: the study's")
+    confirm = with_study(verb("confirm", "repeat the finalists and the baseline", running))
+    confirm.add_argument("--top", type=_positive, metavar="K", help="default: the study's")
+    confirm.add_argument("--repeats", type=_positive, metavar="N", help="default: the study's")
+    whole = with_study(verb("run", "stage1, stage2, confirm and report in one go", running))
+    whole.add_argument("--from-top", type=_positive, metavar="K")
+    whole.add_argument("--top", type=_positive, metavar="K")
+    whole.add_argument("--repeats", type=_positive, metavar="N")
+    plan = with_study(verb("plan", "show a stage's design; run nothing"))
+    plan.add_argument("--stage", choices=["1", "2"], default="1")
+    plan.add_argument("--from-top", type=_positive, metavar="K")
+    plan.add_argument("--scale", metavar="NAME")
+    plan.add_argument("--target", type=_number, metavar="X")
+    check = with_study(verb("check", "validate study, trainer, data, database and devices"))
+    check.add_argument("--offline", action="store_true", help="no database, no device")
+    check.add_argument("--scale", metavar="NAME")
+    check.add_argument("--devices", metavar="0,1")
+    with_study(verb("status", "where every stage stands"))
+    report = with_study(verb("report", "report.html, report.md and report.json"))
+    report.add_argument("--out", type=Path, metavar="DIR")
+    report.add_argument("--target", type=_number, metavar="X")
+    export = with_study(verb("export", "the production configuration, or all facts"))
+    what = export.add_mutually_exclusive_group(required=True)
+    what.add_argument("--best", action="store_true", help="the configuration to use")
+    what.add_argument("--trials", action="store_true", help="one object per attempt")
+    export.add_argument("--format", choices=["toml", "json", "args", "jsonl", "csv"])
+    export.add_argument("--out", type=Path, metavar="FILE", help="default: stdout")
+    for name, text in (
+        ("show", "one trial: configuration, curve, why it ended"),
+        ("logs", "one trial's output"),
+    ):
+        one = verb(name, text)
+        one.add_argument("trial", metavar="TRIAL", help="an id such as s1-A3 (see `sweep status`)")
+        one.add_argument("--study", metavar="STUDY")
+        if name == "logs":
+            one.add_argument("-f", "--follow", action="store_true")
+    dashboard = verb("dashboard", "the Optuna dashboard on this storage")
+    dashboard.add_argument("--port", type=_positive, default=8080)
+    dashboard.add_argument("--host", default="127.0.0.1")
+    verb("studies", "list the built-in studies")
+    database = verbs.add_parser("db", help="the embedded database, or an external one's schema")
+    steps = database.add_subparsers(
+        dest="step", metavar="up|down|status|upgrade|url", required=True, parser_class=_Parser
+    )
+    for name, text in (
+        ("up", "start the embedded database and keep it running"),
+        ("down", "stop it"),
+        ("status", "is it running, which schema has it"),
+        ("upgrade", "bring the schema up to date"),
+        ("url", "print its URL (holds the password: for tools that need it)"),
+    ):
+        steps.add_parser(name, help=text, description=text, parents=[common])
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.verb is None:
+        parser.print_help()
+        return 0
+    if os.environ.get("NO_COLOR"):
+        args.no_color = True
+    module, _, name = VERBS[args.verb].partition(":")
+    try:
+        # imported here because `--help` must not wait for it
+        command = getattr(importlib.import_module(f"sweeper.commands.{module}"), name)
+        code: int = command(args)
+    except SweepError as error:
+        print(f"sweep: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("sweep: interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away: not our error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

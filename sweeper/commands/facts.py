@@ -1,0 +1,40 @@
+"""From the store's records to the facts that analysis reads.
+
+It must not know SQL, and not what any verdict says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sweeper.analysis.dataset import StageFacts, StudyFacts
+from sweeper.fingerprint import versions
+from sweeper.storage.base import StageRecord, Store
+from sweeper.study import Study
+from sweeper.trial import TrialFacts
+
+
+def stage_facts(record: StageRecord, facts: Sequence[TrialFacts]) -> StageFacts:
+    """One stage's record joined with its trials."""
+    return StageFacts(
+        plan=record.plan,
+        facts=tuple(facts),
+        effective_target=record.effective_target,
+        closed=record.closed_at is not None,
+        created_at=record.created_at,
+        closed_at=record.closed_at,
+        definition_hash=record.definition_hash,
+        exploratory=record.exploratory,
+    )
+
+
+def study_facts(study: Study, store: Store) -> StudyFacts:
+    """Every stage of a study that has a plan, with all ended attempts."""
+    return StudyFacts(
+        study,
+        {
+            record.stage: stage_facts(record, store.facts(study.name, record.stage))
+            for record in store.stages(study.name)
+        },
+        versions(),
+    )

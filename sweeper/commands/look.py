@@ -1,0 +1,339 @@
+"""The verbs that look and change nothing: plan, check, status, show, logs, studies.
+
+They must not know how anything is run, and never write to the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sweeper import catalog
+from sweeper.app import App
+from sweeper.commands.stages import preview
+from sweeper.configuration import resolve_config
+from sweeper.design.groups import plan_stage1
+from sweeper.errors import (
+    EXIT_DONE,
+    EnvironmentUnusable,
+    StudyError,
+    SweepError,
+    TrainerUnusable,
+)
+from sweeper.objective import time_to_target
+from sweeper.storage.base import Store
+from sweeper.study import Study
+from sweeper.trial import PlannedTrial, StagePlan, TrialFacts
+
+CHECK_LIMIT_S = 120.0
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Show a stage's design, its duplicates, aliasing and cost; runs nothing."""
+    with App(args) as app:
+        study = app.study()
+        if args.target is not None:
+            objective = study.objective.model_copy(update={"target": args.target})
+            study = study.model_copy(update={"objective": objective})
+        needs_facts = args.stage == "2" or app.home.database.exists()
+        store = app.store() if needs_facts and app.has_database() else None
+        chosen, record = preview(study, store, args.stage, args.from_top)
+        facts = store.facts(study.name) if store else ()
+        document = plan_document(study, chosen, facts)
+        document["frozen"] = record is not None
+        app.out(document)
+        if not args.quiet:
+            from sweeper.report import console  # noqa: PLC0415
+
+            app.console().print(console.plan_table(document))
+    return EXIT_DONE
+
+
+def plan_document(study: Study, chosen: StagePlan, facts: Sequence[TrialFacts]) -> dict[str, Any]:
+    """The document of `plan --json`."""
+    walls = [a.wall_s for f in facts for a in f.attempts if a.wall_s]
+    trial_s = statistics.median(walls) if walls else None
+    worst_s = study.limits.trial_s
+    return {
+        "study": study.name,
+        "stage": chosen.stage,
+        "target": chosen.target,
+        "entries": chosen.entries,
+        "distinct": chosen.distinct,
+        "points": [
+            {
+                "id": t.id,
+                "label": t.label,
+                "groups": list(t.groups),
+                "point": dict(t.point),
+                "replicate_of": t.replicate_of,
+                "seed": t.seed,
+                "block": t.block,
+                "open": list(t.open),
+            }
+            for t in chosen.trials
+        ],
+        "locked": {n: {"value": x.value, "why": x.why} for n, x in chosen.locked.items()},
+        "varying": {name: list(levels) for name, levels in chosen.varying.items()},
+        "open": dict(chosen.open),
+        "depends_on": dict(chosen.depends_on),
+        "design": dict(chosen.design),
+        "notes": list(chosen.notes),
+        "forecast": {
+            "trial_s": trial_s,
+            "total_s": None if trial_s is None else trial_s * len(chosen.trials),
+            "worst_trial_s": worst_s,
+            "worst_total_s": worst_s * len(chosen.trials),
+        },
+    }
+
+
+def check(args: argparse.Namespace) -> int:
+    """Validate study, every planned configuration, data, database and devices.
+
+    Raises:
+        SweepError: the first thing that is wrong, with its exit code.
+    """
+    with App(args) as app:
+        study = app.study()
+        found: list[dict[str, Any]] = []
+
+        def passed(what: str, text: str) -> None:
+            found.append({"check": what, "ok": True, "text": text})
+            app.say(f"ok    {what}: {text}")
+
+        chosen = plan_stage1(study, {})
+        passed("study", f"{chosen.entries} entries, {chosen.distinct} distinct points")
+        passed("trainer", _check_trainer(study, chosen.trials))
+        if not args.offline:
+            executor_slots = _slots(app, study)
+            passed("devices", ", ".join(executor_slots))
+            store = app.store()
+            passed("database", f"schema up to date, {len(store.studies())} studies")
+        app.out({"study": study.name, "checks": found, "exit": EXIT_DONE})
+    return EXIT_DONE
+
+
+def _slots(app: App, study: Study) -> list[str]:
+    from sweeper.executors.local import LocalExecutor  # noqa: PLC0415
+
+    executor = LocalExecutor.on_devices(
+        gpus=study.resources.gpus, devices=getattr(app, "devices", None), slots=None
+    )
+    try:
+        return [slot.name for slot in executor.slots()]
+    finally:
+        executor.close()
+
+
+def _check_trainer(study: Study, trials: Sequence[PlannedTrial]) -> str:
+    """Ask the trainer itself about every planned configuration, in one process.
+
+    Raises:
+        TrainerUnusable: it cannot be asked.
+        StudyError: it refuses a configuration.
+    """
+    if study.trainer.module is None:
+        return "not importable, so its configurations are first seen when they run"
+    configs = [
+        resolve_config(
+            study,
+            trial.point,
+            seed=trial.seed,
+            target=study.objective.target,
+            fallback=study.objective.fallback,
+            max_steps=study.limits.steps,
+        )
+        for trial in trials
+    ]
+    command = [sys.executable, "-m", study.trainer.module, "check", "--stdin"]
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(configs),
+            capture_output=True,
+            text=True,
+            timeout=CHECK_LIMIT_S,
+            cwd=study.folder,
+            check=False,
+        )
+        answers = json.loads(done.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        raise TrainerUnusable(
+            f"`{' '.join(command)}` gave no usable answer ({type(error).__name__}: {error})"
+        ) from None
+    for trial, problems in zip(trials, answers, strict=True):
+        if problems:
+            first = problems[0] if isinstance(problems, list) else problems
+            raise StudyError(
+                f"{study.name}: the trainer refuses {trial.id} ({trial.point.show()}): {first}"
+            )
+    return f"{len(configs)} configurations accepted by `{study.trainer.module}`"
+
+
+def status(args: argparse.Namespace) -> int:
+    """Where every stage stands, without reading a single curve that it does not need."""
+    with App(args) as app:
+        study = app.study(quiet=args.json)
+        document = status_document(study, app.store() if app.has_database() else None)
+        app.out(document)
+        if not args.json:
+            from sweeper.report import console  # noqa: PLC0415
+
+            app.console().print(console.status_table(document))
+    return EXIT_DONE
+
+
+def status_document(study: Study, store: Store | None) -> dict[str, Any]:
+    """The document of `status --json`."""
+    empty: dict[str, Any] = {"study": study.name, "stages": [], "incumbent": None, "eta_s": None}
+    if store is None:
+        return empty
+    records = store.stages(study.name)
+    if not records:
+        return empty
+    counts = store.counts(study.name)
+    stages = []
+    left, walls = 0, []
+    for record in records:
+        found = counts.get(record.stage, {})
+        done = sum(found.get(k, 0) for k in ("reached", "censored", "failed", "invalid"))
+        planned = len(record.plan.trials)
+        stages.append(
+            {
+                "stage": record.stage,
+                "planned": planned,
+                "done": done,
+                **{k: found.get(k, 0) for k in ("running", "reached", "censored", "failed")},
+                "invalid": found.get("invalid", 0),
+                "target": record.target,
+                "effective_target": record.effective_target,
+                "closed": record.closed_at is not None,
+            }
+        )
+        if record.closed_at is None:
+            left += planned - done
+    best: dict[str, Any] | None = None
+    for facts in store.facts(study.name):
+        attempt = facts.counted
+        if attempt is None:
+            continue
+        walls.append(attempt.wall_s)
+        found_time = time_to_target(attempt, study.objective.target, study.objective.clock)
+        if found_time is None or not found_time.reached:
+            continue
+        if best is None or found_time.seconds < best["time_to_target_s"]:
+            best = {
+                "id": facts.trial.id,
+                "label": facts.trial.label,
+                "time_to_target_s": found_time.seconds,
+                "point": dict(facts.trial.point),
+            }
+    eta = left * statistics.median(walls) if walls and left else None
+    return {"study": study.name, "stages": stages, "incumbent": best, "eta_s": eta}
+
+
+def find_trial(store: Store, study: Study, trial_id: str) -> TrialFacts:
+    """A trial by its id.
+
+    Raises:
+        StudyError: no such trial; names the nearest.
+    """
+    import difflib  # noqa: PLC0415
+
+    every = {f.trial.id: f for f in store.facts(study.name)}
+    if trial_id in every:
+        return every[trial_id]
+    near = difflib.get_close_matches(trial_id, every, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    known = f" ({len(every)} trials here, for example {next(iter(every))})" if every else ""
+    raise StudyError(f"{study.name}: no trial {trial_id!r}{known}{hint}")
+
+
+def show(args: argparse.Namespace) -> int:
+    """One trial: configuration, curve, why it ended."""
+    with App(args) as app:
+        study = app.study(quiet=args.json)
+        facts = find_trial(app.store(), study, args.trial)
+        document = trial_document(study, facts)
+        app.out(document)
+        if not args.json:
+            from sweeper.report import console  # noqa: PLC0415
+
+            app.console().print(console.show_trial(document))
+    return EXIT_DONE
+
+
+def trial_document(study: Study, facts: TrialFacts) -> dict[str, Any]:
+    """The document of `show --json`: the trial and each of its attempts."""
+    from sweeper.commands.output import attempt_document  # noqa: PLC0415
+
+    trial = facts.trial
+    return {
+        "study": study.name,
+        "stage": trial.stage,
+        "id": trial.id,
+        "label": trial.label,
+        "groups": list(trial.groups),
+        "point": dict(trial.point),
+        "seed": trial.seed,
+        "replicate_of": trial.replicate_of,
+        "target": study.objective.target,
+        "attempts": [attempt_document(study, trial, a) for a in facts.attempts],
+    }
+
+
+def logs(args: argparse.Namespace) -> int:
+    """The output of a trial's last attempt; `-f` goes on until it has ended."""
+    with App(args) as app:
+        study = app.study(quiet=True)
+        folders = sorted(
+            (app.home.study(study.name) / args.trial).glob("attempt-*"),
+            key=lambda folder: int(folder.name.removeprefix("attempt-")),
+        )
+        if not folders:
+            find_trial(app.store(), study, args.trial)  # says when there is no such trial
+            raise EnvironmentUnusable(f"{args.trial}: has no run folder under {app.home.folder}")
+        _follow(folders[-1], follow=args.follow)
+    return EXIT_DONE
+
+
+def _follow(folder: Path, *, follow: bool) -> None:
+    offsets: dict[str, int] = {"stdout.log": 0, "stderr.log": 0}
+    while True:
+        ended = (folder / "outcome.json").exists()
+        for name in offsets:
+            path = folder / name
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(offsets[name])
+                    data = file.read()
+                offsets[name] += len(data)
+                os.write(sys.stdout.fileno(), data)
+        if ended or not follow:
+            return
+        time.sleep(0.2)
+
+
+def studies(args: argparse.Namespace) -> int:
+    """The built-in studies."""
+    with App(args) as app:
+        listed: list[Mapping[str, Any]] = []
+        for name in catalog.names():
+            try:
+                study = catalog.load(catalog.choose(name))
+                title, problem = study.title, None
+            except SweepError as error:
+                title, problem = "", str(error)
+            listed.append({"name": name, "title": title, "problem": problem})
+            app.say(f"{name:14} {title or problem}")
+        app.out({"studies": listed})
+    return EXIT_DONE

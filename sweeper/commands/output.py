@@ -1,0 +1,212 @@
+"""The verbs that give answers away: report, export, dashboard.
+
+They must not know how any number in them was computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from sweeper.analysis.ranking import search_ranking
+from sweeper.app import App
+from sweeper.commands.facts import study_facts
+from sweeper.configuration import fill_command, resolve_config
+from sweeper.errors import EXIT_DONE, EXIT_NOTHING_REACHED, PlanError, StudyError
+from sweeper.objective import time_to_target
+from sweeper.paths import make_private, write_whole
+from sweeper.storage.base import Store
+from sweeper.study import Study
+from sweeper.trial import AttemptFacts, PlannedTrial
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write report.html, report.md and report.json, and say where they are."""
+    with App(args) as app:
+        study = app.study()
+        paths = write(app, study, app.store(), out=args.out, target=args.target)
+        app.out(paths)
+    return EXIT_DONE
+
+
+def write(
+    app: App, study: Study, store: Store, *, out: Path | None, target: float | None
+) -> dict[str, str]:
+    """Write the three forms of the report and say where they are.
+
+    Raises:
+        PlanError: there is nothing to report yet.
+    """
+    from sweeper.report import write_report  # noqa: PLC0415
+
+    facts = study_facts(study, store)
+    if not facts.stages:
+        raise PlanError(f"{study.name}: nothing has been run here yet; run `sweep stage1` first")
+    folder = make_private((out or app.home.report(study.name)).absolute())
+    written = write_report(facts, folder, target=target)
+    app.say(f"report: {written.html}")
+    return {"html": str(written.html), "md": str(written.markdown), "json": str(written.json)}
+
+
+def export(args: argparse.Namespace) -> int:
+    """The production configuration, or every attempt's facts."""
+    with App(args) as app:
+        study = app.study(quiet=True)
+        store = app.store()
+        if args.best:
+            text, code = _best(study, store, args.format or "toml")
+        else:
+            text, code = _trials(study, store, args.format or "jsonl"), EXIT_DONE
+        if args.out is None:
+            sys.stdout.write(text)
+        else:
+            write_whole(args.out.absolute(), text)
+            app.say(f"written: {args.out}")
+    return code
+
+
+def _best(study: Study, store: Store, form: str) -> tuple[str, int]:
+    facts = study_facts(study, store)
+    if not facts.stages:
+        raise PlanError(f"{study.name}: nothing has been run here yet; run `sweep stage1` first")
+    rows = [row for row in search_ranking(facts) if row.reached]
+    if not rows:
+        print(  # noqa: T201
+            f"sweep: {study.name}: nothing reached {facts.target:g} or a fallback; "
+            "`sweep report` says which target is within reach",
+            file=sys.stderr,
+        )
+        return "", EXIT_NOTHING_REACHED
+    winner = confirmed_winner(facts) or rows[0]
+    point = winner.point
+    config = resolve_config(
+        study,
+        point,
+        seed=study.seed,
+        target=study.objective.target,
+        fallback=study.objective.fallback,
+        max_steps=study.limits.steps,
+    )
+    if form == "json":
+        return json.dumps(config or dict(point), indent=2, allow_nan=False) + "\n", EXIT_DONE
+    if form == "args":
+        argv = fill_command(
+            study,
+            point,
+            config=Path("config.toml"),
+            events=Path("events.jsonl"),
+            run_dir=Path(),
+            target=study.objective.target,
+            seed=study.seed,
+        )
+        return shlex.join(argv) + "\n", EXIT_DONE
+    if form == "toml":
+        return tomli_w.dumps(config or dict(point)), EXIT_DONE
+    raise StudyError(f"--best --format {form}: expected toml, json or args")
+
+
+def confirmed_winner(facts: Any) -> Any:
+    """The row that confirm's own runs put first, or None where confirm has not run."""
+    from sweeper.analysis.ranking import rank  # noqa: PLC0415
+
+    stage = facts.stages.get("confirm")
+    if stage is None:
+        return None
+    rows = rank([stage], target=stage.effective_target, clock=facts.clock)
+    return rows[0] if rows and rows[0].reached else None
+
+
+def _trials(study: Study, store: Store, form: str) -> str:
+    documents = [
+        attempt_document(study, facts.trial, attempt)
+        for facts in store.facts(study.name)
+        for attempt in facts.attempts
+    ]
+    if form == "jsonl":
+        return "".join(json.dumps(d, allow_nan=False, ensure_ascii=False) + "\n" for d in documents)
+    if form != "csv":
+        raise StudyError(f"--trials --format {form}: expected jsonl or csv")
+    flat = [dict(_flatten(d)) for d in documents]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, restval="")
+    writer.writeheader()
+    writer.writerows(flat)
+    return buffer.getvalue()
+
+
+def _flatten(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in document.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{name}.")
+        elif isinstance(value, list):
+            yield name, json.dumps(value, allow_nan=False)
+        else:
+            yield name, "" if value is None else value
+
+
+def attempt_document(study: Study, trial: PlannedTrial, attempt: AttemptFacts) -> dict[str, Any]:
+    """One attempt as `export --trials --format jsonl` gives it."""
+    found = time_to_target(attempt, study.objective.target, study.objective.clock)
+    reached = found is not None and found.reached
+    return {
+        "study": study.name,
+        "stage": trial.stage,
+        "id": trial.id,
+        "label": trial.label,
+        "groups": list(trial.groups),
+        "point": dict(trial.point),
+        "seed": trial.seed,
+        "attempt": attempt.attempt,
+        "replicate_of": trial.replicate_of,
+        "outcome": attempt.outcome.value,
+        "reason": attempt.reason.value,
+        "message": attempt.message,
+        "time_to_target_s": found.seconds if found is not None and reached else None,
+        "censored_at_s": found.seconds if found is not None and not reached else None,
+        "cap_s": attempt.cap_s,
+        "target": study.objective.target,
+        "steps": attempt.steps,
+        "tokens": attempt.tokens,
+        "phases": attempt.phases.as_dict(),
+        "wall_s": attempt.wall_s,
+        "started_at": attempt.started_at,
+        "best_loss": attempt.best_loss,
+        "tokens_per_s": attempt.tokens_per_s,
+        "peak_memory_bytes": attempt.peak_memory_bytes,
+        "device": dict(attempt.device),
+        "fingerprint": dict(attempt.fingerprint),
+        "validity": attempt.validity,
+        "clock_source": attempt.clock_source,
+        "curve": [
+            [e.clock.train, e.step, e.tokens, e.value if math.isfinite(e.value) else None]
+            for e in attempt.curve
+            if e.slice == "probe"
+        ],
+    }
+
+
+def dashboard(args: argparse.Namespace) -> int:
+    """Serve the Optuna dashboard on this storage until interrupted."""
+    with App(args) as app:
+        from sweeper.search.dashboard import serve  # noqa: PLC0415
+
+        app.store(create=True)
+        serve(
+            app.database_url(),
+            host=args.host,
+            port=args.port,
+            ready=lambda url: app.say(f"dashboard: {url} (read-only; Ctrl-C ends it)"),
+        )
+    return EXIT_DONE

@@ -1,0 +1,319 @@
+"""The verbs that run trials: stage1, stage2, confirm, and run, which does all of them and reports.
+
+It must not know how the command line is parsed, or which executor and database serve it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper.analysis.dataset import StudyFacts
+from sweeper.analysis.ranking import search_ranking, stage_summary
+from sweeper.app import App, need_stage
+from sweeper.commands.facts import stage_facts, study_facts
+from sweeper.design.confirm import plan_confirm
+from sweeper.design.groups import plan_stage1
+from sweeper.design.refine import plan_stage2
+from sweeper.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_REACHED,
+    EXIT_SOME_FAILED,
+    EXIT_STOPPED_EARLY,
+    PlanChangedError,
+    PlanError,
+    TrainerUnusable,
+)
+from sweeper.progress import Progress
+from sweeper.stages import FixedStage, Stage, Stage1
+from sweeper.storage.base import Lease, StageRecord, Store
+from sweeper.study import Study
+from sweeper.sweep import Budget, StageEnd, StageRun, Stop
+from sweeper.trial import StageName, StagePlan
+
+# From worse to better: `run` ends with the worst code that any of its stages had.
+SEVERITY = (
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED_EARLY,
+    EXIT_NOTHING_REACHED,
+    EXIT_SOME_FAILED,
+    EXIT_DONE,
+)
+
+
+def stage1(args: argparse.Namespace) -> int:
+    """Plan once, then run or resume the broad stage."""
+    return _command(args, [_run_stage1])
+
+
+def stage2(args: argparse.Namespace) -> int:
+    """Choose the top k, lock, design the fraction, run or resume it."""
+    return _command(args, [_run_stage2])
+
+
+def confirm(args: argparse.Namespace) -> int:
+    """Replicate the finalists and the baseline, interleaved."""
+    return _command(args, [_run_confirm])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Everything, and the report at the end."""
+    return _command(args, [_run_stage1, _run_stage2, _run_confirm], report=True)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage of one command shares."""
+
+    app: App
+    args: argparse.Namespace
+    study: Study
+    store: Store
+    lease: Lease
+    executor: Any
+    progress: Progress
+    stop: Stop
+
+
+def _command(
+    args: argparse.Namespace,
+    steps: Sequence[Callable[[Work], dict[str, Any]]],
+    *,
+    report: bool = False,
+) -> int:
+    with App(args) as app:
+        study = app.study()
+        _check_command(study)
+        stop = Stop()
+        with app.lease(study) as lease, app.interruptible(stop):
+            store = app.store()
+            progress = app.progress()
+            work = Work(app, args, study, store, lease, app.executor(study), progress, stop)
+            codes: list[int] = []
+            try:
+                for step in steps:
+                    summary = step(work)
+                    codes.append(summary["exit"])
+                    if summary["exit"] not in (EXIT_DONE, EXIT_SOME_FAILED):
+                        break
+            finally:
+                progress.close()
+            code = min(codes, key=SEVERITY.index)
+            if report:
+                from sweeper.commands.output import write  # noqa: PLC0415
+
+                write(app, study, store, out=None, target=None)
+            app.out(summary | {"exit": code})
+            return code
+
+
+def _run_stage1(work: Work) -> dict[str, Any]:
+    keep = getattr(work.args, "from_top", None) or work.study.stage2.from_top
+    record = work.store.stage(work.study.name, "stage1")
+    _same_definition(work, "stage1", record)
+    return _run(work, Stage1(work.study, keep), work.study.objective.target, {})
+
+
+def _run_stage2(work: Work) -> dict[str, Any]:
+    study, store = work.study, work.store
+    first = need_stage(store, study, "stage1", "sweep stage1")
+    k = work.args.from_top or study.stage2.from_top
+    record = store.stage(study.name, "stage2")
+    if record is not None:
+        _same_definition(work, "stage2", record)
+        _same_option(record, "from_top", k, "--from-top")
+        plan = record.plan
+    else:
+        plan = plan_stage2(
+            study,
+            store.facts(study.name, "stage1"),
+            from_top=k,
+            runs=study.stage2.runs,
+            seed=study.seed,
+            target=first.effective_target,
+        )
+    stage = FixedStage(study, plan, keep=study.confirm.top)
+    return _run(work, stage, first.effective_target, {"from_top": k})
+
+
+def _run_confirm(work: Work) -> dict[str, Any]:
+    study, store = work.study, work.store
+    need_stage(store, study, "stage1", "sweep stage1")
+    before = need_stage(store, study, "stage2", "sweep stage2")
+    top = work.args.top or study.confirm.top
+    repeats = work.args.repeats or study.confirm.repeats
+    record = store.stage(study.name, "confirm")
+    if record is not None:
+        _same_definition(work, "confirm", record)
+        _same_option(record, "top", top, "--top")
+        _same_option(record, "repeats", repeats, "--repeats")
+        plan = record.plan
+    else:
+        facts = study_facts(study, store)
+        rows = search_ranking(facts, target=before.effective_target)
+        finalists = [row.point for row in rows if row.reached][:top]
+        if not finalists:
+            raise PlanError(
+                f"{study.name}: nothing reached {before.effective_target:g}, so there is nothing to "
+                "confirm; `sweep report` says which target is within reach"
+            )
+        plan = plan_confirm(
+            study,
+            finalists,
+            facts.baseline(),
+            repeats=repeats,
+            seed=study.seed,
+            target=before.effective_target,
+        )
+    stage = FixedStage(study, plan, keep=None)
+    return _run(work, stage, before.effective_target, {"top": top, "repeats": repeats})
+
+
+def _run(work: Work, stage: Stage, target: float, options: Mapping[str, Any]) -> dict[str, Any]:
+    end = StageRun(
+        study=work.study,
+        stage=stage,
+        store=work.store,
+        search=work.app.search(work.study),
+        executor=work.executor,
+        home=work.app.home,
+        lease=work.lease,
+        progress=work.progress,
+        target=target,
+        budget=Budget(work.args.max_hours, work.args.max_trials),
+        stop=work.stop,
+        options=options,
+        exploratory=work.args.exploratory,
+        retry_failed=work.args.retry_failed,
+    ).run()
+    if end.why:
+        work.progress.note(end.why)
+    summary = _summary(work.study, end)
+    work.progress.stage_ended(summary)
+    return summary
+
+
+def _summary(study: Study, end: StageEnd) -> dict[str, Any]:
+    facts = StudyFacts(study, {end.record.stage: stage_facts(end.record, end.facts)})
+    stopped_early = end.ending in ("budget", "breaker")
+    summary = stage_summary(facts, end.record.stage, stopped_early=stopped_early)
+    if end.ending == "interrupted":
+        summary["exit"] = EXIT_INTERRUPTED
+    return summary
+
+
+def _same_definition(work: Work, stage: StageName, record: StageRecord | None) -> None:
+    """Refuse a study that differs from the plan that was frozen, and say in what.
+
+    Raises:
+        PlanChangedError: it differs, and `--exploratory` was not given.
+    """
+    study = work.study
+    if record is None or record.definition_hash == study.definition_hash(stage):
+        return
+    if work.args.exploratory:
+        work.progress.note("the study changed after its plan was frozen: marked as exploratory")
+        return
+    changes = _differences(record.definition, study.definition(stage))
+    raise PlanChangedError(
+        f"{study.name}: the study changed after its {stage} plan was frozen: "
+        + "; ".join(changes[:6])
+        + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
+        + ". Undo the change, give the study a new name, or use --exploratory (which every report "
+        "will show)"
+    )
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        found: list[str] = []
+        for key in sorted({*before, *after}):
+            place = f"{path}.{key}" if path else str(key)
+            if key not in before:
+                found.append(f"{place} is new ({_short(after[key])})")
+            elif key not in after:
+                found.append(f"{place} is gone (was {_short(before[key])})")
+            else:
+                found += _differences(before[key], after[key], place)
+        return found
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [
+            line
+            for i, (one, other) in enumerate(zip(before, after, strict=True))
+            for line in _differences(one, other, f"{path}[{i}]")
+        ]
+    return [] if before == after else [f"{path}: {_short(before)} -> {_short(after)}"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _same_option(record: StageRecord, name: str, value: Any, flag: str) -> None:
+    frozen = record.options.get(name)
+    if frozen is not None and frozen != value:
+        raise PlanChangedError(
+            f"{record.study}: {record.stage} was planned with {flag} {frozen}, got {value}; "
+            f"use {flag} {frozen}, or a new study name for another design"
+        )
+
+
+def _check_command(study: Study) -> None:
+    """A trainer that does not exist is said before anything is planned.
+
+    Raises:
+        TrainerUnusable: the command's first word is no program.
+    """
+    program = study.trainer.command[0]
+    if program == "{python}":
+        program = sys.executable
+    folder = study.folder / (study.trainer.cwd or ".")
+    found = (
+        (folder / program).is_file()
+        if "/" in program and not Path(program).is_absolute()
+        else shutil.which(program) is not None
+    )
+    if not found:
+        raise TrainerUnusable(
+            f"{study.name}: trainer.command: no program {program!r} "
+            f"{'in ' + str(folder) if '/' in program else 'on PATH'}; "
+            "check [trainer] command and cwd"
+        )
+
+
+def preview(
+    study: Study, store: Store | None, stage: str, from_top: int | None
+) -> tuple[StagePlan, StageRecord | None]:
+    """The plan of a stage as frozen, or as it would be made now; runs and freezes nothing.
+
+    Raises:
+        PlanError: stage 2 before stage 1.
+    """
+    name: StageName = "stage1" if stage == "1" else "stage2"
+    record = store.stage(study.name, name) if store else None
+    if record is not None:
+        return record.plan, record
+    if name == "stage1":
+        return plan_stage1(study, {}), None
+    if store is None:
+        raise PlanError(
+            f"{study.name}: stage 2 is designed around the results of stage 1, and there is no "
+            "database here yet; run `sweep stage1` first"
+        )
+    first = need_stage(store, study, "stage1", "sweep stage1")
+    plan = plan_stage2(
+        study,
+        store.facts(study.name, "stage1"),
+        from_top=from_top or study.stage2.from_top,
+        runs=study.stage2.runs,
+        seed=study.seed,
+        target=first.effective_target,
+    )
+    return plan, None

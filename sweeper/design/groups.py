@@ -1,0 +1,299 @@
+"""Stage 1: declared groups become a fixed list of trials, and a finished group gets its winner.
+
+It must not know what the parameters mean, or which trials run when.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sweeper.design.pairs import Cell, best_level, by_loss, by_time
+from sweeper.errors import PlanError
+from sweeper.space import NUMERIC, Point, Space, Value
+from sweeper.study import Group, Row, Study
+from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, StagePlan, TrialFacts
+
+Winners = Mapping[str, Mapping[str, Value]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a group as a whole point; `open` names what is only assumed in it."""
+
+    group: Group
+    row: Row
+    trial_id: str
+    place: int
+    point: Point
+    open: tuple[str, ...]
+    label: str
+
+
+def plan_stage1(study: Study, winners: Winners) -> StagePlan:
+    """The whole broad stage, with what is known about winners so far.
+
+    `winners` maps a group to its winning settings (see `winner`); a group that takes the best of
+    one without a winner assumes that one's first level, and its trials are marked as open. Ids,
+    seeds and points of all other trials are the same for any winners.
+
+    Among equal points the first entry of the group with the fewest dependencies is the original.
+    Its equals are the same trial (`duplicates = "reuse"`), or trials of their own with a fresh seed
+    at the place where they were declared (`"replicate"`).
+
+    Raises:
+        PlanError: every entry of a group is forbidden.
+    """
+    entries, notes = _allowed_entries(study, winners)
+    originals = _originals(study, entries)
+    trials: list[PlannedTrial] = []
+    for entry in entries:
+        original = originals[entry.point]
+        trial = PlannedTrial(
+            id=entry.trial_id,
+            stage="stage1",
+            label=entry.label,
+            groups=(entry.group.name,),
+            point=entry.point,
+            seed=study.seed,
+            open=entry.open,
+        )
+        if original is entry:
+            trials.append(trial)
+        elif study.stage1.duplicates == "replicate":
+            seed = study.seed + entry.place
+            trials.append(replace(trial, seed=seed, replicate_of=original.trial_id))
+    if study.stage1.duplicates == "reuse":
+        trials = [_shared(trial, entries) for trial in trials]
+    dependent = [g for g in study.stage1.group if g.best_of is not None]
+    opened = [entry for entry in entries if entry.open]
+    return StagePlan(
+        study=study.name,
+        stage="stage1",
+        target=study.objective.target,
+        trials=tuple(_with_controls(study, trials)),
+        entries=sum(1 for group in study.stage1.group for _ in group.rows()),
+        distinct=len(originals),
+        depends_on={g.name: g.best_of.group for g in dependent if g.best_of},
+        open={name: entry.point[name] for entry in reversed(opened) for name in entry.open},
+        design={"kind": "groups"},
+        notes=tuple(notes),
+    )
+
+
+def complete(study: Study, values: Mapping[str, Value]) -> Point:
+    """The point that these values make with ties and baselines.
+
+    A tied parameter that `values` leaves out is its baseline times (followed / its baseline) to
+    the power of the exponent, clipped to its range.
+    """
+    baseline = study.space.baseline()
+    tied = {tie.parameter: tie for tie in study.ties}
+    whole = {**baseline, **values}
+
+    def settle(name: str) -> Value:
+        if name not in tied or name in values:
+            return whole[name]
+        tie, parameter = tied[name], study.space.parameters[name]
+        assert isinstance(parameter, NUMERIC)
+        ratio = float(settle(tie.follows)) / float(baseline[tie.follows])
+        value = float(baseline[name]) * ratio**tie.exponent
+        return parameter.value_at(math.log(value) if parameter.scale == "log" else value)
+
+    return study.space.point({name: settle(name) for name in whole})
+
+
+def is_forbidden(study: Study, point: Mapping[str, Value]) -> bool:
+    """Whether the study forbids the point: all values of one `[[forbid]]` table are in it."""
+    parameters = study.space.parameters
+    return any(
+        all(name in point and point[name] == parameters[name].coerce(v) for name, v in f.items())
+        for f in study.forbid
+    )
+
+
+def label(space: Space, values: Mapping[str, Value], always: Container[str] = ()) -> str:
+    """What differs from the baseline, in the order of `values`, and what is `always` said."""
+    baseline = space.baseline()
+    return (
+        space.show({n: v for n, v in values.items() if n in always or baseline.get(n) != v})
+        or "baseline"
+    )
+
+
+def winner(
+    study: Study, group: str, facts: Sequence[TrialFacts], target: float
+) -> Mapping[str, Value] | None:
+    """The winning settings of a group, or None while one of its trials has not ended.
+
+    The level with the best mean paired log-ratio over the bases that it shares with other levels
+    (method section 3); each parameter of a `vary` group has its own winner. If nothing reached the
+    target, the same on the fallback ladder, then by loss at equal train seconds. A trial whose
+    attempts all failed counts as ended: call this when nothing will be tried again.
+
+    Args:
+        study: The study that was planned.
+        group: Name of a group of it.
+        facts: All of stage 1; equal points of other groups count as replicates.
+        target: The target that the stage is judged at.
+
+    Raises:
+        PlanError: everything in the group failed.
+    """
+    declared = next(g for g in study.stage1.group if g.name == group)
+    mine = [f for f in facts if group in f.trial.groups]
+    if not mine or any(f.trial.open or f.counted is None for f in mine):
+        return None
+    points = _points_of_rows(study, declared, mine)
+    attempts = {
+        point: [a for f in facts if f.trial.point == point and (a := _measured(f))]
+        for point in points.values()
+    }
+    cells = [
+        Cell(level=tuple(row.settings.items()), base=row.base, attempts=attempts[points[row.index]])
+        for row in declared.rows()
+        if row.index in points
+    ]
+    if not any(cell.attempts for cell in cells):
+        raise PlanError(
+            f"best_of group {group}: nothing finished, all {len(mine)} trials failed, so no level "
+            "can win; see `sweep show` for why, then `sweep retry --failed`"
+        )
+    if not declared.vary:
+        return _winning_level(study, cells, target)
+    found: dict[str, Value] = {}
+    for name in declared.vary:
+        rivals = [cell for cell in cells if name in dict(cell.level)]
+        if any(cell.attempts for cell in rivals):
+            found.update(_winning_level(study, rivals, target))
+        else:
+            found[name] = declared.vary[name][0]
+    return found
+
+
+def _winning_level(study: Study, cells: Sequence[Cell], target: float) -> Mapping[str, Value]:
+    clock = study.objective.clock
+    for goal in (target, *(f for f in study.objective.fallback if f > target)):
+        scores = by_time(cells, goal, clock, limit_s=study.limits.trial_s)
+        if scores is not None:
+            return dict(best_level(cells, scores))
+    return dict(best_level(cells, by_loss(cells, clock)))
+
+
+def _measured(facts: TrialFacts) -> AttemptFacts | None:
+    attempt = facts.counted
+    measured = (Outcome.REACHED, Outcome.CENSORED)
+    return attempt if attempt is not None and attempt.outcome in measured else None
+
+
+def _points_of_rows(study: Study, group: Group, facts: Sequence[TrialFacts]) -> Mapping[int, Point]:
+    """Row index to the point that ran for it: by trial id, or, for a reused trial, by its values."""
+    rows = list(group.rows())
+    by_id = {_trial_id(group, row): row for row in rows}
+    points = {by_id[f.trial.id].index: f.trial.point for f in facts if f.trial.id in by_id}
+    reused = [f for f in facts if f.trial.id not in by_id]
+    for row in rows:
+        for fact in reused:
+            if row.index not in points and _agrees(study.space, row.values, fact.trial.point):
+                points[row.index] = fact.trial.point
+    return points
+
+
+def _agrees(space: Space, values: Mapping[str, Value], point: Point) -> bool:
+    return all(
+        name in point and point[name] == space.parameters[name].coerce(value)
+        for name, value in values.items()
+    )
+
+
+def _trial_id(group: Group, row: Row) -> str:
+    return f"s1-{group.name}{row.index}"
+
+
+def _entries(study: Study, winners: Winners) -> Iterator[Entry]:
+    groups = {group.name: group for group in study.stage1.group}
+    place = 0
+    for group in study.stage1.group:
+        taken: dict[str, Value] = {}
+        open_: tuple[str, ...] = ()
+        if group.best_of is not None:
+            source = group.best_of.group
+            known = winners.get(source) or _assumed(groups[source])
+            taken = {name: known[name] for name in group.best_of.parameters}
+            open_ = () if winners.get(source) else group.best_of.parameters
+        for row in group.rows():
+            place += 1
+            point = complete(study, {**taken, **row.values})
+            names = [n for n in (*row.settings, *row.values, *taken, *_tied(study)) if n in point]
+            level = () if group.configs else row.settings
+            shown = label(study.space, {name: point[name] for name in names}, level)
+            yield Entry(group, row, _trial_id(group, row), place, point, open_, shown)
+
+
+def _assumed(group: Group) -> Mapping[str, Value]:
+    """The first level of every parameter that the group compares."""
+    first: dict[str, Value] = {}
+    for level in group.levels():
+        for name, value in level.items():
+            first.setdefault(name, value)
+    return first
+
+
+def _tied(study: Study) -> tuple[str, ...]:
+    return tuple(tie.parameter for tie in study.ties)
+
+
+def _allowed_entries(study: Study, winners: Winners) -> tuple[list[Entry], list[str]]:
+    kept, notes = [], []
+    for entry in _entries(study, winners):
+        if is_forbidden(study, entry.point):
+            notes.append(f"{entry.trial_id} is forbidden and left out: {entry.label}")
+        else:
+            kept.append(entry)
+    for group in study.stage1.group:
+        if not any(entry.group is group for entry in kept):
+            raise PlanError(
+                f"group {group.name}: every entry is forbidden; change its levels or [[forbid]]"
+            )
+    return kept, notes
+
+
+def _originals(study: Study, entries: Sequence[Entry]) -> Mapping[Point, Entry]:
+    """For every distinct point the entry that owns it.
+
+    Groups that depend on fewer others come first, so that a winner found later never changes who
+    owns a trial that may have run already.
+    """
+    depths: dict[str, int] = {}
+    for group in study.stage1.group:
+        depths[group.name] = 1 + depths[group.best_of.group] if group.best_of else 0
+    owners: dict[Point, Entry] = {}
+    for entry in sorted(entries, key=lambda e: (depths[e.group.name], e.place)):
+        owners.setdefault(entry.point, entry)
+    return owners
+
+
+def _shared(trial: PlannedTrial, entries: Sequence[Entry]) -> PlannedTrial:
+    """The trial with the names of all groups that its point belongs to, its own first."""
+    names = [entry.group.name for entry in entries if entry.point == trial.point]
+    return replace(trial, groups=tuple(dict.fromkeys((*trial.groups, *names))))
+
+
+def _with_controls(study: Study, trials: Sequence[PlannedTrial]) -> Iterator[PlannedTrial]:
+    """The trials, with the baseline repeated after every `control_every` of them."""
+    every = study.stage1.control_every
+    for count, trial in enumerate(trials, start=1):
+        yield trial
+        if every and count % every == 0:
+            point = complete(study, {})
+            original = next((t.id for t in trials if t.point == point and not t.open), None)
+            yield PlannedTrial(
+                id=f"s1-control-{count // every:02d}",
+                stage="stage1",
+                label="control: baseline",
+                groups=("control",),
+                point=point,
+                seed=study.seed + 500 + count // every,
+                replicate_of=original,
+            )

@@ -1,0 +1,287 @@
+"""The report as one JSON document: every value and sentence that the other forms show.
+
+It must not compute a verdict: it lays out what analysis says, and markdown and HTML read nothing else.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tomli_w
+
+from sweeper.analysis.dataset import STAGES, StageFacts, StudyFacts
+from sweeper.analysis.ranking import Row, search_ranking, stage_summary
+from sweeper.analysis.verdict import Verdict, verdict
+from sweeper.objective import time_to_target
+from sweeper.space import Value
+from sweeper.trial import TrialFacts
+
+FORMAT = 1
+
+
+def document(
+    facts: StudyFacts, *, target: float | None = None, generated_at: float
+) -> dict[str, Any]:
+    """The whole report as JSON values.
+
+    Args:
+        facts: The study.
+        target: Judge at this target instead of the effective one.
+        generated_at: Unix time to date the report with.
+    """
+    judged = verdict(facts, target=target)
+    study = facts.study
+    objective = study.objective
+    return {
+        "format": FORMAT,
+        "generated_at": _instant(generated_at),
+        "study": study.name,
+        "title": study.title,
+        "metric": objective.metric,
+        "clock": facts.clock,
+        "declared_target": objective.target,
+        "fallback": list(objective.fallback),
+        "target": judged.target,
+        "exploratory": any(stage.exploratory for stage in facts.present()),
+        "verdict": {
+            "kind": judged.kind,
+            "sentence": judged.sentence,
+            "paragraphs": list(judged.paragraphs),
+            "decided": list(judged.decided),
+            "undecided": list(judged.undecided),
+            "missing": list(judged.missing),
+            "reachable_target": judged.reachable_target,
+        },
+        "winner": _winner(facts, judged.winner),
+        "baseline": judged.baseline.as_dict() if judged.baseline else None,
+        "speedup": judged.speedup.as_dict() if judged.speedup else None,
+        "cost": judged.cost.as_dict(),
+        "stages": [_stage(facts, stage) for stage in facts.present()],
+        "ranking": [_ranked(row, place) for place, row in enumerate(judged.ranking, start=1)],
+        "targets": _targets(facts, judged),
+        "failures": [
+            {
+                "id": f.id,
+                "stage": f.stage,
+                "label": f.label,
+                "outcome": f.outcome.value,
+                "reason": f.reason.value,
+                "message": f.message,
+                "attempts": f.attempts,
+            }
+            for f in judged.failures
+        ],
+        "design": _design(facts, judged.target),
+        "confirm": judged.confirmation.as_dict() if judged.confirmation else None,
+        "effects": judged.effects.as_dict() if judged.effects else None,
+        "noise": judged.noise.as_dict(),
+        "curves": _curves(facts, judged),
+        "reproduce": _reproduce(facts),
+    }
+
+
+def toml_lines(point: Mapping[str, Value]) -> str:
+    """A point as TOML: dotted names become tables."""
+    nested: dict[str, Any] = {}
+    for name, value in point.items():
+        *path, last = name.split(".")
+        place = nested
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return tomli_w.dumps(nested)
+
+
+def _instant(unix: float | None) -> str | None:
+    if not unix:
+        return None
+    return dt.datetime.fromtimestamp(unix, dt.UTC).isoformat(timespec="seconds")
+
+
+def _winner(facts: StudyFacts, row: Row | None) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    baseline = facts.study.space.baseline()
+    names = [name for name in facts.study.space.parameters if name in row.point]
+    return {
+        **row.as_dict(),
+        "stage": row.runs[0].stage,
+        "configuration": [
+            {
+                "name": name,
+                "value": row.point[name],
+                "baseline": baseline.get(name),
+                "changed": row.point[name] != baseline.get(name),
+            }
+            for name in names
+        ],
+        "toml": toml_lines({name: row.point[name] for name in names}),
+        "command": f"sweep export {facts.study.name} --best > best.toml",
+    }
+
+
+def _stage(facts: StudyFacts, stage: StageFacts) -> dict[str, Any]:
+    return {
+        **stage_summary(facts, stage.plan.stage),
+        "closed": stage.closed,
+        "created_at": _instant(stage.created_at),
+        "closed_at": _instant(stage.closed_at),
+        "definition_hash": stage.definition_hash,
+        "exploratory": stage.exploratory,
+        "notes": list(stage.plan.notes),
+    }
+
+
+def _ranked(row: Row, place: int) -> dict[str, Any]:
+    return {
+        "place": place if row.reached else None,
+        **row.as_dict(),
+        "seconds_per_token": row.seconds_per_token,
+        "reasons": list(dict.fromkeys(run.attempt.reason.value for run in row.runs)),
+        "times": [
+            {"id": run.id, "seconds": run.time.seconds, "reached": run.time.reached}
+            for run in row.runs
+        ],
+    }
+
+
+def _targets(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
+    """Who is fastest, and how many reach, at the judged, declared and fallback targets."""
+    objective = facts.study.objective
+    found = []
+    for goal in sorted({judged.target, objective.target, *objective.fallback}):
+        rows = search_ranking(facts, target=goal)
+        first = rows[0] if rows and rows[0].reached else None
+        found.append(
+            {
+                "target": goal,
+                "reached": sum(row.reached for row in rows),
+                "configurations": len(rows),
+                "fastest": first.label if first else None,
+                "time_to_target_s": first.seconds if first else None,
+            }
+        )
+    return found
+
+
+def _design(facts: StudyFacts, target: float) -> dict[str, Any] | None:
+    stage = facts.stages.get("stage2")
+    if stage is None:
+        return None
+    times = {trial.trial.id: time for trial, time in stage.times(target, facts.clock)}
+    runs: list[dict[str, Any]] = []
+    for planned in stage.plan.trials:
+        time = times.get(planned.id)
+        runs.append(
+            {
+                "id": planned.id,
+                "replicate_of": planned.replicate_of,
+                "point": dict(planned.point),
+                "reached": bool(time and time.reached),
+                "seconds": time.seconds if time else None,
+            }
+        )
+    levels = {
+        name: list(
+            dict.fromkeys([*values, *(r["point"][name] for r in runs if name in r["point"])])
+        )
+        for name, values in stage.plan.varying.items()
+    }
+    return {
+        "locked": {
+            name: {"value": lock.value, "why": lock.why} for name, lock in stage.plan.locked.items()
+        },
+        "varying": [
+            {
+                "name": name,
+                "levels": values,
+                "counts": [sum(r["point"].get(name) == v for r in runs) for v in values],
+            }
+            for name, values in levels.items()
+        ],
+        "properties": dict(stage.plan.design),
+        "runs": runs,
+    }
+
+
+def _curves(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
+    winner = judged.winner.point if judged.winner else None
+    baseline = judged.baseline.point if judged.baseline else None
+    found = []
+    for stage in facts.present():
+        for trial, attempt in stage.measured():
+            point = trial.trial.point
+            time = time_to_target(attempt, judged.target, facts.clock)
+            found.append(
+                {
+                    "id": trial.trial.id,
+                    "stage": stage.plan.stage,
+                    "label": trial.trial.label,
+                    "reason": attempt.reason.value,
+                    "reached": bool(time and time.reached),
+                    "seconds": time.seconds if time else None,
+                    "role": "winner"
+                    if point == winner
+                    else "baseline"
+                    if point == baseline
+                    else "other",
+                    "columns": ["seconds", "step", "tokens", "value"],
+                    "points": _points(facts, trial),
+                }
+            )
+    return found
+
+
+def _points(facts: StudyFacts, trial: TrialFacts) -> list[list[float | int]]:
+    attempt = trial.counted
+    assert attempt is not None  # measured() yields only such
+    return [
+        [round(e.clock.seconds(facts.clock), 4), e.step, e.tokens, round(e.value, 6)]
+        for e in attempt.curve
+        if e.slice == "probe" and abs(e.value) < float("inf")
+    ]
+
+
+def _reproduce(facts: StudyFacts) -> dict[str, Any]:
+    fingerprints: dict[str, dict[str, Any]] = {}
+    devices: dict[str, dict[str, Any]] = {}
+    for stage in facts.present():
+        for _, attempt in stage.measured():
+            fingerprints.setdefault(
+                repr(sorted(attempt.fingerprint.items(), key=str)), {**attempt.fingerprint}
+            )
+            devices.setdefault(repr(sorted(attempt.device.items(), key=str)), {**attempt.device})
+    return {
+        "commands": _commands(facts),
+        "plan_hashes": {
+            name: facts.stages[name].definition_hash for name in STAGES if name in facts.stages
+        },
+        "seed": facts.study.seed,
+        "versions": dict(facts.versions),
+        "fingerprints": _plain(list(fingerprints.values())),
+        "devices": _plain(list(devices.values())),
+    }
+
+
+def _commands(facts: StudyFacts) -> list[str]:
+    name = facts.study.name
+    lines = [f"sweep stage1 {name}"]
+    if "stage2" in facts.stages:
+        lines.append(f"sweep stage2 {name} --from-top {facts.study.stage2.from_top}")
+    if "confirm" in facts.stages:
+        confirm = facts.study.confirm
+        lines.append(f"sweep confirm {name} --top {confirm.top} --repeats {confirm.repeats}")
+    return [*lines, f"sweep report {name}"]
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: what a fingerprint or a device says of itself may hold anything."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return None
+    return value if isinstance(value, bool | int | float | str | None) else str(value)

@@ -1,0 +1,192 @@
+"""The report as markdown: the same verdict and tables, for a repository or a mail.
+
+It must not know how any number was computed: it reads the report's document alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweeper.analysis.wording import bracket, duration, ratio, significant
+from sweeper.report.lines import plain
+from sweeper.space import show_value
+
+Document = Mapping[str, Any]
+SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
+
+
+def safe(words: Any) -> str:
+    """Text on one line that markdown shows as it is."""
+    return plain(str(words)).translate(SPECIAL)
+
+
+def render(document: Document) -> str:
+    """The whole file."""
+    verdict = document["verdict"]
+    lines = [
+        f"# {safe(document['title'] or document['study'])}",
+        "",
+        f"**{safe(verdict['sentence'])}**",
+        "",
+    ]
+    if document["exploratory"]:
+        lines += ["> Exploratory: the study was changed after its plan was frozen.", ""]
+    for paragraph in verdict["paragraphs"]:
+        lines += [safe(paragraph), ""]
+    lines += _winner(document)
+    for key, title in (
+        ("decided", "Decided"),
+        ("undecided", "Not decided"),
+        ("missing", "Missing"),
+    ):
+        if verdict[key]:
+            lines += [f"## {title}", "", *(f"- {safe(line)}" for line in verdict[key]), ""]
+    lines += _ranking(document)
+    lines += _confirm(document)
+    lines += _design(document)
+    lines += _effects(document)
+    lines += _stages(document)
+    lines += _failures(document)
+    lines += _reproduce(document)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    head = f"| {' | '.join(columns)} |"
+    rule = f"|{'|'.join(' --- ' for _ in columns)}|"
+    return [head, rule, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _winner(document: Document) -> list[str]:
+    winner = document["winner"]
+    if winner is None:
+        return []
+    rows = [
+        (
+            f"`{row['name']}`",
+            safe(show_value(row["value"])),
+            "" if row["baseline"] is None else safe(show_value(row["baseline"])),
+        )
+        for row in winner["configuration"]
+    ]
+    return [
+        "## The winning configuration",
+        "",
+        *_table(("parameter", "winner", "baseline"), rows),
+        "```sh",
+        plain(winner["command"]),
+        "```",
+        "",
+    ]
+
+
+def _ranking(document: Document) -> list[str]:
+    rows = [
+        (
+            str(row["place"] or ""),
+            safe(row["label"]),
+            duration(row["time_to_target_s"])
+            if row["reached"]
+            else f"> {duration(row['censored_at_s'])}",
+            _optional(row["steps_to_target"]),
+            _optional(row["best_loss"], 5),
+            f"{row['reached_runs']} of {row['runs']}",
+            ", ".join(row["reasons"]),
+        )
+        for row in document["ranking"]
+    ]
+    columns = ("place", "configuration", "time to target", "steps", "best", "reached", "ended by")
+    return ["## Ranking", "", *_table(columns, rows)] if rows else []
+
+
+def _confirm(document: Document) -> list[str]:
+    found = document["confirm"]
+    if not found:
+        return []
+    rows = [
+        (
+            "baseline" if c["is_baseline"] else safe(c["other_label"]),
+            f"{'≥ ' if c['at_least'] else ''}{ratio(c['time']['ratio'])}",
+            safe(bracket(c["time"]["low"], c["time"]["high"])),
+            str(c["time"]["n"]),
+            "decided" if c["decided"] else "not decided",
+        )
+        for c in found["contrasts"]
+        if c["time"]
+    ]
+    columns = ("other", "time ratio", "interval", "blocks", "verdict")
+    heading = f"Time over the time of {safe(found['leader_label'])} in the same block."
+    return ["## Confirm", "", heading, "", *_table(columns, rows)]
+
+
+def _design(document: Document) -> list[str]:
+    design = document["design"]
+    if not design:
+        return []
+    rows = [
+        (f"`{v['name']}`", "varies", ", ".join(safe(show_value(level)) for level in v["levels"]))
+        for v in design["varying"]
+    ]
+    rows += [
+        (f"`{name}`", f"locked at {safe(show_value(lock['value']))}", safe(lock["why"]))
+        for name, lock in design["locked"].items()
+    ]
+    return ["## The stage-2 design", "", *_table(("parameter", "", "levels or evidence"), rows)]
+
+
+def _effects(document: Document) -> list[str]:
+    effects = document["effects"]
+    if not effects or not effects["effects"]:
+        return []
+    rows = [
+        (
+            f"`{e['parameter']}`",
+            e["term"],
+            f"{safe(show_value(e['from']))} to {safe(show_value(e['to']))}",
+            f"{ratio(e['ratio'])} {safe(bracket(e['low'], e['high']))}",
+            "decided" if e["decided"] else "not decided",
+        )
+        for e in effects["effects"]
+    ]
+    heading = (
+        f"Time to {significant(effects['target'], 5)} at the second level over the first, "
+        f"{effects['runs']} runs."
+    )
+    columns = ("parameter", "term", "levels", "time ratio", "verdict")
+    return ["## Effects in stage 2", "", heading, "", *_table(columns, rows)]
+
+
+def _stages(document: Document) -> list[str]:
+    keys = ("planned", "distinct", "reached", "censored", "failed", "reused", "missing")
+    rows = [
+        (
+            stage["stage"],
+            *(str(stage[key]) for key in keys),
+            duration(stage["train_s"]),
+            duration(stage["wall_s"]),
+        )
+        for stage in document["stages"]
+    ]
+    return ["## Stages", "", *_table(("stage", *keys, "train", "wall"), rows)] if rows else []
+
+
+def _failures(document: Document) -> list[str]:
+    rows = [
+        (safe(f["id"]), safe(f["label"]), f["reason"], safe(f["message"][:200]))
+        for f in document["failures"]
+    ]
+    columns = ("trial", "configuration", "reason", "message")
+    return ["## Failures", "", *_table(columns, rows)] if rows else []
+
+
+def _reproduce(document: Document) -> list[str]:
+    found = document["reproduce"]
+    hashes = [f"- plan of {s}: `{h}`" for s, h in found["plan_hashes"].items()]
+    versions = [f"- {safe(name)} {safe(version)}" for name, version in found["versions"].items()]
+    commands = ["```sh", *map(plain, found["commands"]), "```", ""]
+    return ["## How to reproduce", "", *commands, *hashes, f"- seed {found['seed']}", *versions]
+
+
+def _optional(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else significant(value, digits)

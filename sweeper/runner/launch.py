@@ -1,0 +1,112 @@
+"""How a trainer is started: its environment, its session, its processors, its files.
+
+It must not know what becomes of it; a trainer that cannot be started is a message for people.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from sweeper.paths import AttemptPaths
+from sweeper.runner import processes
+from sweeper.spec import AttemptSpec
+
+KILL_ME_FIRST = 300
+"""The trainer's oom_score_adj: short of memory, the kernel takes it and not what watches it."""
+
+
+class StartError(Exception):
+    """The trainer cannot be started; the message says why and what to do."""
+
+
+def environment(spec: AttemptSpec, paths: AttemptPaths, token: str) -> dict[str, str]:
+    """The trainer's environment: ours, the protocol's variables, the spec's, and the token."""
+    wanted: dict[str, str | None] = {
+        "PYTHONUNBUFFERED": "1",
+        "SWEEP_EVENTS": str(paths.raw_events),
+        "SWEEP_RUN_DIR": str(paths.folder),
+        "SWEEP_TARGET": None if spec.target is None else repr(spec.target),
+        "SWEEP_MAX_STEPS": str(spec.max_steps),
+    }
+    wanted |= spec.env | {processes.MARKER: token}
+    kept = {k: v for k, v in os.environ.items() if k not in wanted}
+    return kept | {k: v for k, v in wanted.items() if v is not None}
+
+
+def start(spec: AttemptSpec, paths: AttemptPaths, token: str) -> subprocess.Popen[bytes]:
+    """Start the trainer in a session of its own, with its output straight into files.
+
+    It dies with the calling thread, so that must be the runner's main thread. No shell, ever.
+
+    Raises:
+        StartError: command or folder do not exist, or may not be used.
+        OSError: its log files cannot be created.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    runner, cores = os.getpid(), spec.device.get("cores")
+
+    def in_child() -> None:
+        processes.die_with(runner)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if cores:
+            with contextlib.suppress(OSError, AttributeError, TypeError, ValueError):
+                os.sched_setaffinity(0, cores)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(KILL_ME_FIRST), encoding="ascii")
+
+    out = os.open(paths.stdout, flags, 0o600)
+    err = os.open(paths.stderr, flags, 0o600)
+    try:
+        return subprocess.Popen(
+            spec.argv,
+            cwd=spec.cwd,
+            env=environment(spec, paths, token),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            preexec_fn=in_child,  # noqa: PLW1509 - the runner has one thread
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise StartError(_explain(error, spec)) from None
+    finally:
+        os.close(out)
+        os.close(err)
+
+
+def _explain(error: Exception, spec: AttemptSpec) -> str:
+    command = spec.argv[0] if spec.argv else ""
+    if isinstance(error, OSError) and not Path(spec.cwd).is_dir():
+        return f"[trainer] cwd: {spec.cwd!r} is no folder; the trainer cannot be started in it"
+    if isinstance(error, FileNotFoundError) and (Path(spec.cwd) / command).is_file():
+        return f"[trainer] command: the interpreter in the first line of {command!r} does not exist"
+    if isinstance(error, FileNotFoundError):
+        return (
+            f"[trainer] command: {command!r} does not exist (looked in PATH and in {spec.cwd}); "
+            "give the full path of a program, or {python} for the interpreter that runs sweep"
+        )
+    if isinstance(error, PermissionError):
+        return (
+            f"[trainer] command: {command!r} may not be executed; chmod +x, or put {{python}} first"
+        )
+    return f"[trainer] command: {command!r} cannot be started: {error}"
+
+
+def step_aside(cores: object) -> None:
+    """Keep the runner itself off the trainer's processors, if there are others, and behind it."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        os.nice(5)
+        others = os.sched_getaffinity(0) - set(_whole_numbers(cores))
+        if others:
+            os.sched_setaffinity(0, others)
+
+
+def _whole_numbers(value: object) -> Mapping[int, None]:
+    return dict.fromkeys(v for v in value if isinstance(v, int)) if isinstance(value, list) else {}

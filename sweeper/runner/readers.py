@@ -1,0 +1,288 @@
+"""What a trainer says, as protocol events: from its event file, or from patterns on its output.
+
+It must not know limits, outcomes or what becomes of an event.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sweeper.events import LARGEST, PROTOCOL_VERSION, Event, EventError, parse_line
+from sweeper.runner.tail import Line, Tail
+from sweeper.spec import AttemptSpec
+from sweeper.trial import Phases
+
+LONGEST_EVENT = 1 << 20
+LONGEST_MATCHED = 4096
+"""Bytes of an output line that patterns are tried on: what people print is shorter."""
+SLOWEST_MATCH_S = 1.0
+MANY_LINES = 64
+_STEP = re.compile(rb'"event"\s*:\s*"step"')
+
+
+class PatternError(ValueError):
+    """A pattern that is not a regular expression."""
+
+
+@dataclass
+class Batch:
+    """What one look brought: events in order, lines that were none, and how many were skipped.
+
+    `skipped` lines are steps of a flood that nobody needs: of many in one look, only the last counts.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+    skipped: int = 0
+
+
+class Reader(Protocol):
+    """Turns what a trainer wrote since the last look into events."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last look left something unread."""
+        ...
+
+    def read(self) -> Batch:
+        """One bounded look.
+
+        Raises:
+            OSError: the run folder's disk is gone.
+        """
+        ...
+
+    def rest(self) -> Batch:
+        """The unfinished last line, after the trainer has ended and everything else was read."""
+        ...
+
+
+class EventsReader:
+    """Protocol lines from the file that SWEEP_EVENTS names."""
+
+    def __init__(self, path: Path) -> None:
+        self._tail = Tail(path, longest=LONGEST_EVENT)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last look left something unread."""
+        return self._tail.behind
+
+    def read(self) -> Batch:
+        """One bounded look at the event file."""
+        lines = self._tail.read()
+        batch = Batch()
+        steps = [i for i, line in enumerate(lines) if _is_plain_step(line.text)]
+        passed = set(steps[:-1]) if len(steps) > MANY_LINES else set()
+        batch.skipped = len(passed)
+        for i, line in enumerate(lines):
+            if i not in passed:
+                self._parse(line, batch)
+        return batch
+
+    def rest(self) -> Batch:
+        """A last line without its end counts if it is whole otherwise; a torn one is dropped."""
+        batch = Batch()
+        if text := self._tail.unfinished():
+            self._parse(Line(text), batch)
+            batch.bad.clear()
+        return batch
+
+    @staticmethod
+    def _parse(line: Line, batch: Batch) -> None:
+        if not line.text.strip():
+            return
+        if line.cut:
+            batch.bad.append(f"a line of more than {LONGEST_EVENT} bytes: {line.text[:80]!r}")
+            return
+        try:
+            batch.events.append(parse_line(line.text))
+        except EventError as error:
+            batch.bad.append(str(error))
+
+
+def _is_plain_step(text: bytes) -> bool:
+    """A cheap look: surely a `step` event, without parsing it."""
+    return text.count(b'"event"') == 1 and _STEP.search(text) is not None
+
+
+class PatternsReader:
+    """Events made from regular expressions with named groups, tried on every line of output.
+
+    Known groups: `step`, `tokens`, `loss`, the metric's own name, and for the train clock `train_s`,
+    `train_ms` (cumulative) or `step_ms` (added up). A match with the metric is an evaluation, another
+    match with a step or a loss is a step. Where no pattern has a clock group, events have no clock.
+
+    Raises:
+        PatternError: an expression cannot be compiled.
+    """
+
+    def __init__(self, spec: AttemptSpec, stdout: Path, stderr: Path) -> None:
+        self._metric = spec.metric
+        self._patterns: dict[str, re.Pattern[str]] = {}
+        for name, pattern in spec.patterns.items():
+            try:
+                self._patterns[name] = re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise PatternError(f"pattern {name!r}: {pattern!r}: {error}") from None
+        groups = {g for p in self._patterns.values() for g in p.groupindex}
+        self._has_clock = bool(groups & {"train_s", "train_ms", "step_ms"})
+        self._tails = [
+            Tail(path, longest=LONGEST_MATCHED, returns=True) for path in (stdout, stderr)
+        ]
+        self._seq = self._step = self._tokens = 0
+        self._train_s = 0.0
+        self._told: set[str] = set()
+        self._stopwatch = _Stopwatch()
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last look left something unread."""
+        return any(tail.behind for tail in self._tails)
+
+    def read(self) -> Batch:
+        """One bounded look at both outputs."""
+        batch = Batch()
+        with self._stopwatch.running():
+            for tail in self._tails:
+                for line in tail.read():
+                    self._match(line.text, batch)
+        return batch
+
+    def rest(self) -> Batch:
+        """The last line of each output, if it has no end."""
+        batch = Batch()
+        with self._stopwatch.running():
+            for tail in self._tails:
+                self._match(tail.unfinished(), batch)
+        return batch
+
+    def _match(self, text: bytes, batch: Batch) -> None:
+        line = text.decode("utf-8", errors="replace")
+        for name, pattern in list(self._patterns.items()):
+            try:
+                match = self._stopwatch.search(pattern, line)
+            except _TooSlowError:
+                del self._patterns[name]
+                self._note(batch, f"pattern {name!r} took over {SLOWEST_MATCH_S:g} s on one line")
+                continue
+            if match is not None:
+                self._take(name, match.groupdict(), batch)
+
+    def _take(self, name: str, groups: Mapping[str, str | None], batch: Batch) -> None:
+        try:
+            numbers = {k: _number(v) for k, v in groups.items() if v is not None}
+        except ValueError as error:
+            self._note(batch, f"pattern {name!r}: {error}")
+            return
+        before = self._step
+        self._step = _whole(numbers.get("step"), self._step)
+        self._tokens = _whole(numbers.get("tokens"), self._tokens)
+        self._advance(numbers, self._step - before, batch)
+        body: dict[str, Any] = {"v": PROTOCOL_VERSION, "seq": self._seq}
+        if self._metric in numbers:
+            body |= {"event": "evaluated", "metrics": {self._metric: numbers[self._metric]}}
+        elif "step" in numbers or "loss" in numbers:
+            body |= {"event": "step"}
+        else:
+            return
+        if "loss" in numbers:
+            body["loss"] = numbers["loss"]
+        self._seq += 1
+        batch.events.append(
+            Event(
+                event=body["event"],
+                seq=body["seq"],
+                step=self._step,
+                tokens=self._tokens,
+                clock=Phases(train=self._train_s) if self._has_clock else None,
+                body=body,
+            )
+        )
+
+    def _advance(self, numbers: Mapping[str, float], steps: int, batch: Batch) -> None:
+        """Move the train clock by what a match says of it; a time that is no time is passed by."""
+        train_s = numbers.get("train_s", numbers.get("train_ms", math.nan) / 1e3)
+        if math.isfinite(train_s):
+            self._train_s = max(self._train_s, train_s)
+        step_s = numbers.get("step_ms", math.nan) / 1e3
+        if math.isfinite(step_s) and step_s >= 0:
+            self._train_s += step_s
+            if steps > 1:
+                self._note(
+                    batch,
+                    f"step_ms was printed once for {steps} steps: the train clock adds up only what "
+                    "is printed, so let the script print every step or use train_s",
+                )
+
+    def _note(self, batch: Batch, message: str) -> None:
+        if message.partition(":")[0] not in self._told:
+            self._told.add(message.partition(":")[0])
+            batch.bad.append(message)
+
+
+def _number(text: str) -> float:
+    """A printed number: `1,234`, `3.2`, `nan`, `inf`.
+
+    Raises:
+        ValueError: it is none; the message quotes it.
+    """
+    try:
+        return float(text.strip().replace(",", ""))
+    except ValueError:
+        raise ValueError(f"{text[:40]!r} is not a number") from None
+
+
+def _whole(number: float | None, default: int) -> int:
+    fits = number is not None and math.isfinite(number) and 0 <= number < LARGEST
+    return int(number) if fits and number is not None else default
+
+
+class _TooSlowError(Exception):
+    """A regular expression was still backtracking at its time limit."""
+
+
+class _Stopwatch:
+    """Interrupts a regular expression that takes too long; the re module looks for signals.
+
+    A repeated alarm rings while a look lasts, and raises only when one match has been under way for
+    SLOWEST_MATCH_S: two system calls a look, none a line. Outside a main thread there is no limit.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def search(self, pattern: re.Pattern[str], line: str) -> re.Match[str] | None:
+        """`pattern.search(line)`, or _TooSlowError."""
+        self._since = time.monotonic()
+        try:
+            return pattern.search(line)
+        finally:
+            self._since = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the alarm ring while the block runs."""
+        try:
+            before = signal.signal(signal.SIGALRM, self._ring)
+        except ValueError:
+            yield
+            return
+        signal.setitimer(signal.ITIMER_REAL, SLOWEST_MATCH_S / 2, SLOWEST_MATCH_S / 2)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _ring(self, number: int, frame: object) -> None:  # noqa: ARG002
+        if self._since is not None and time.monotonic() - self._since >= SLOWEST_MATCH_S:
+            raise _TooSlowError

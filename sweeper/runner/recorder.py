@@ -1,0 +1,157 @@
+"""The normalised event stream: every event gets a clock and a number, steps are thinned, then written.
+
+It must not know where events come from, nor when an attempt is to stop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from sweeper.events import KNOWN_EVENTS, PROTOCOL_VERSION, Event, Fold, strict
+from sweeper.trial import Phases
+
+STEP_EVERY_S = 1.0
+MOST_OF_A_KIND = 100_000
+"""Evaluations, warnings, ... that one attempt may have: memory and disk stay bounded."""
+_HEAD = frozenset({"v", "seq", "event", "step", "tokens", "clock"})
+_ENDS = frozenset({"run_finished", "run_failed"})
+
+
+class Recorder:
+    """Writes events.jsonl and folds it as it goes.
+
+    Instants are seconds on the monotonic clock, given by the caller. A writer that gives a clock by
+    its first step or evaluation is believed; for any other the clock is the runner's: `startup` up to
+    that event, `train` since then.
+    """
+
+    def __init__(self, path: Path, metric: str, spawned_at: float) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o600)
+        self.fold = Fold(metric)
+        self.bad_lines = 0
+        self.first_bad = ""
+        self.read = 0
+        self.clock_source: Literal["trainer", "runner"] | None = None
+        self._spawned_at = spawned_at
+        self._training_at: float | None = None
+        self._trainers_clock: Phases | None = None
+        self._seq = 0
+        self._held: Event | None = None
+        self._step_written_at: float | None = None
+        self._kinds: Counter[str] = Counter()
+        self._out = bytearray()
+
+    def clock_at(self, now: float) -> Phases:
+        """The attempt's clock at an instant: the trainer's latest word, or the runner's reading."""
+        if self.clock_source == "runner" and self._training_at is not None:
+            startup_s = self._training_at - self._spawned_at
+            return Phases(startup=startup_s, train=now - self._training_at)
+        return self._trainers_clock or Phases(startup=now - self._spawned_at)
+
+    def add(self, event: Event, now: float) -> Event | None:
+        """Take one event into account; returns it as recorded, or None if it is ignored.
+
+        Raises:
+            OSError: the stream cannot be written.
+        """
+        self.read += 1
+        name = event.event
+        if name not in KNOWN_EVENTS:
+            self.fold.add(event)
+            return None
+        if name not in _ENDS and name != "step":
+            self._kinds[name] += 1
+            if self._kinds[name] > MOST_OF_A_KIND:
+                self.fold.ignored += 1
+                if self._kinds[name] == MOST_OF_A_KIND + 1:
+                    self.warn("flood", f"more than {MOST_OF_A_KIND} {name} events: ignored", now)
+                return None
+        stamped = self._stamp(event, now)
+        self.fold.add(stamped)
+        if name == "step" and not self._step_is_due(now):
+            self._held = stamped
+        else:
+            self._write(stamped)
+            if name == "step":
+                self._step_written_at = now
+        return stamped
+
+    def skip(self, count: int) -> None:
+        """Steps of a flood that nobody looked at."""
+        self.read += count
+        self.fold.events += count
+
+    def bad(self, message: str, now: float) -> None:
+        """A line that is no event: counted, and the first few are warned about."""
+        self.bad_lines += 1
+        self.first_bad = self.first_bad or message
+        if self.bad_lines <= 10:
+            self.warn("protocol", message, now)
+
+    def warn(self, kind: str, message: str, now: float) -> None:
+        """Record a warning of the runner's own.
+
+        Raises:
+            OSError: the stream cannot be written.
+        """
+        body = {"kind": kind, "message": message, "by": "runner"}
+        clock = self.clock_at(now)
+        event = Event("warning", 0, self.fold.step, self.fold.tokens, clock, body)
+        self.fold.warnings.append(message)
+        self._write(event)
+
+    def flush(self) -> None:
+        """Bring what was recorded to the file.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        while self._out:
+            written = os.write(self._descriptor, self._out)
+            del self._out[:written]
+
+    def finish(self) -> None:
+        """Write the step that thinning held back, so that the stream ends where the trainer did.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        if self._held is not None:
+            self._write(self._held)
+        self.flush()
+
+    def _stamp(self, event: Event, now: float) -> Event:
+        if self.clock_source is None and event.event in ("step", "evaluated"):
+            given = event.clock or self._trainers_clock
+            self.clock_source = "trainer" if given else "runner"
+            self._training_at = now
+        if event.clock is not None and self.clock_source != "runner":
+            self._trainers_clock = event.clock
+            return event
+        return Event(
+            event.event, event.seq, event.step, event.tokens, self.clock_at(now), event.body
+        )
+
+    def _step_is_due(self, now: float) -> bool:
+        return self._step_written_at is None or now - self._step_written_at >= STEP_EVERY_S
+
+    def _write(self, event: Event) -> None:
+        self._held = None  # what is written now is later than the step that was held back
+        head = {"v": PROTOCOL_VERSION, "seq": self._seq, "event": event.event}
+        head |= {"step": event.step, "tokens": event.tokens}
+        clock = (event.clock or Phases()).as_dict()
+        head["clock"] = {phase: round(seconds, 6) for phase, seconds in clock.items()}
+        rest: dict[str, Any] = {k: v for k, v in event.body.items() if k not in _HEAD}
+        try:
+            line = json.dumps(head | strict(rest), allow_nan=False, separators=(",", ":"))
+        except RecursionError:
+            line = json.dumps(head, allow_nan=False, separators=(",", ":"))
+        self._seq += 1
+        self._out += line.encode() + b"\n"
+        if len(self._out) > 1 << 16:
+            self.flush()

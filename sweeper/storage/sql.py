@@ -1,0 +1,358 @@
+"""The store on Postgres: every method one transaction, every write safe to repeat.
+
+It must not know what a good result is; only this package imports SQLAlchemy.
+
+Because every write may be repeated, an operation whose connection broke (a restarted server) or
+whose transaction lost against another is tried once more at once; longer outages are the
+caller's to wait for (DatabaseGone).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    create_engine,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from sweeper.errors import DatabaseUnusable, StudyBusy
+from sweeper.storage import migrate, queries, rows
+from sweeper.storage.base import (
+    DatabaseGone,
+    Lease,
+    RunningAttempt,
+    StageRecord,
+    json_text,
+    storable,
+)
+from sweeper.storage.failures import explain, lost_connection, undone_by_conflict
+from sweeper.storage.schema import (
+    attempts,
+    evaluations,
+    stages,
+    studies,
+    trials,
+)
+from sweeper.storage.url import mask, parse
+from sweeper.trial import (
+    AttemptFacts,
+    PlannedTrial,
+    StageName,
+    StagePlan,
+    TrialFacts,
+)
+
+CONNECT_S: Final = 10
+STATEMENT_S: Final = 60
+# A process that is stopped inside a transaction must not hold its locks for ever.
+IDLE_IN_TRANSACTION_S: Final = 30
+
+T = TypeVar("T")
+
+
+def open_engine(url: str) -> Engine:
+    """An engine with deadlines on connecting, on statements and on silence, and a small pool.
+
+    Raises:
+        DatabaseUnusable: the URL is wrong; nothing is connected yet.
+    """
+    parsed = parse(url)
+    defaults: dict[str, Any] = {
+        "connect_timeout": CONNECT_S,
+        "fallback_application_name": f"sweep {os.getpid()}",
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 1000 * STATEMENT_S,
+        "options": f"-c statement_timeout={STATEMENT_S}s "
+        f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_S}s",
+    }
+    return create_engine(
+        parsed,
+        pool_pre_ping=True,
+        pool_size=2,
+        max_overflow=4,
+        pool_timeout=STATEMENT_S,
+        connect_args={k: v for k, v in defaults.items() if k not in parsed.query},
+        json_serializer=json_text,
+        json_deserializer=json.loads,
+        hide_parameters=True,
+    )
+
+
+def open_store(url: str, *, create: bool) -> SqlStore:
+    """The store in this database; `create` makes or upgrades its tables (an embedded database).
+
+    Raises:
+        DatabaseUnusable: the URL is wrong, the database cannot be used, or its schema is not this
+            program's (without `create`: also when there is none, or an older one).
+    """
+    engine = open_engine(url)
+    try:
+        if create:
+            migrate.upgrade(engine)
+        else:
+            migrate.require(engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return SqlStore(engine)
+
+
+class SqlStore:
+    """Store on a Postgres whose schema is this program's; safe to share between threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def studies(self) -> Sequence[str]:
+        """See `Store.studies`."""
+        query = select(studies.c.study).order_by(studies.c.study_key)
+        return self._run(lambda connection: list(connection.scalars(query)))
+
+    def freeze(
+        self,
+        plan: StagePlan,
+        *,
+        definition: Mapping[str, Any],
+        definition_hash: str,
+        options: Mapping[str, Any],
+        exploratory: bool = False,
+    ) -> StageRecord:
+        """See `Store.freeze`."""
+        values = {
+            "stage": plan.stage,
+            "target": plan.target,
+            "effective_target": plan.target,
+            "definition": dict(definition),
+            "definition_hash": definition_hash,
+            "plan": rows.plan_document(plan),
+            "options": dict(options),
+            "exploratory": exploratory,
+        }
+
+        def work(connection: Connection) -> StageRecord:
+            connection.execute(upsert(studies).values(study=plan.study).on_conflict_do_nothing())
+            study_key = queries.study_key(connection, plan.study)
+            # Whoever comes second waits here for the first, and then finds its stage.
+            stage_key = connection.scalar(
+                upsert(stages)
+                .values(study_key=study_key, **values)
+                .on_conflict_do_nothing()
+                .returning(stages.c.stage_key)
+            )
+            if stage_key is not None:
+                queries.write_trials(connection, plan, study_key, stage_key)
+            return queries.read_stages(connection, plan.study, plan.stage)[0]
+
+        return self._run(work)
+
+    def stage(self, study: str, stage: StageName) -> StageRecord | None:
+        """See `Store.stage`."""
+        found = self._run(lambda connection: queries.read_stages(connection, study, stage))
+        return found[0] if found else None
+
+    def stages(self, study: str) -> Sequence[StageRecord]:
+        """See `Store.stages`."""
+        return self._run(lambda connection: queries.read_stages(connection, study, None))
+
+    def update_plan(self, plan: StagePlan) -> None:
+        """See `Store.update_plan`."""
+
+        def work(connection: Connection) -> None:
+            found = connection.execute(
+                select(stages.c.stage_key, stages.c.study_key)
+                .select_from(queries.STUDY_STAGES)
+                .where(studies.c.study == plan.study, stages.c.stage == plan.stage)
+                .with_for_update(of=stages)
+            ).one_or_none()
+            if found is None:
+                raise ValueError(f"study {plan.study} has no {plan.stage} to update")
+            queries.check_update(connection, plan, found.stage_key)
+            connection.execute(
+                update(stages)
+                .where(stages.c.stage_key == found.stage_key)
+                .values(plan=rows.plan_document(plan), target=plan.target)
+            )
+            queries.write_trials(connection, plan, found.study_key, found.stage_key)
+
+        self._run(work)
+
+    def set_effective_target(self, study: str, stage: StageName, target: float) -> None:
+        """See `Store.set_effective_target`."""
+        self._update_stage(study, stage, {"effective_target": target})
+
+    def close_stage(self, study: str, stage: StageName) -> None:
+        """See `Store.close_stage`."""
+        closed_at = func.coalesce(stages.c.closed_at, func.clock_timestamp())
+        self._update_stage(study, stage, {"closed_at": closed_at})
+
+    def begin(
+        self, study: str, trial: PlannedTrial, attempt: int, *, folder: str, slot: str, lease: Lease
+    ) -> None:
+        """See `Store.begin`."""
+
+        def work(connection: Connection) -> None:
+            queries.fence(connection, study, lease)
+            trial_key = self._trial_key(connection, study, trial.id)
+            place = {"folder": folder, "slot": slot, "lease_token": lease.token}
+            connection.execute(
+                upsert(attempts)
+                .values(trial_key=trial_key, attempt=attempt, **place)
+                .on_conflict_do_update(
+                    index_elements=["trial_key", "attempt"],
+                    set_=place,
+                    where=attempts.c.outcome.is_(None),
+                )
+            )
+
+        self._run(work)
+
+    def record(
+        self, study: str, trial_id: str, facts: AttemptFacts, *, lease: Lease | None = None
+    ) -> bool:
+        """See `Store.record`."""
+
+        def work(connection: Connection) -> bool:
+            if lease is not None:
+                queries.fence(connection, study, lease)
+            row = rows.attempt_row(facts) | {
+                "trial_key": self._trial_key(connection, study, trial_id),
+                "fingerprint": queries.keep_fingerprint(connection, facts.fingerprint),
+                "recorded_at": func.clock_timestamp(),
+            }
+            statement = upsert(attempts).values(row)
+            attempt_key = connection.scalar(
+                statement.on_conflict_do_update(
+                    index_elements=["trial_key", "attempt"],
+                    set_={name: statement.excluded[name] for name in row},
+                    where=attempts.c.outcome.is_(None),
+                ).returning(attempts.c.attempt_key)
+            )
+            if attempt_key is None:
+                return False
+            if facts.curve:
+                curve = [
+                    rows.evaluation_row(attempt_key, position, evaluation)
+                    for position, evaluation in enumerate(facts.curve)
+                ]
+                connection.execute(insert(evaluations), curve)
+            return True
+
+        return self._run(work)
+
+    def running(self, study: str) -> Sequence[RunningAttempt]:
+        """See `Store.running`."""
+        query = (
+            select(trials.c.trial, attempts.c.attempt, attempts.c.folder, attempts.c.slot)
+            .select_from(queries.STUDY_ATTEMPTS)
+            .where(studies.c.study == study, attempts.c.outcome.is_(None))
+            .order_by(attempts.c.attempt_key)
+        )
+        return self._run(
+            lambda connection: [RunningAttempt(*row) for row in connection.execute(query)]
+        )
+
+    def facts(self, study: str, stage: StageName | None = None) -> Sequence[TrialFacts]:
+        """See `Store.facts`; four queries, however many trials there are."""
+        return self._run(lambda connection: queries.read_facts(connection, study, stage))
+
+    def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
+        """See `Store.counts`."""
+        return self._run(lambda connection: queries.read_counts(connection, study))
+
+    def acquire(self, study: str, holder: str, *, ttl_s: float) -> Lease:
+        """See `Store.acquire`; the database's clock says what is live."""
+        holder = storable(holder)
+        row = {"study": study, "holder": holder, "claim": uuid.uuid4().hex, "ttl_s": ttl_s}
+
+        def work(connection: Connection) -> Lease:
+            token = connection.scalar(queries.ACQUIRE, row)
+            if token is not None:
+                return Lease(study, token, holder)
+            held = connection.execute(queries.HELD, {"study": study}).one()
+            raise StudyBusy(
+                f"study {study} is being run by {held.holder}, whose lease ends in "
+                f"{max(held.left_s, 0):.0f} s unless it is renewed; wait for it, or see "
+                f"`sweep status {study}`"
+            )
+
+        return self._run(work)
+
+    def held(self, study: str) -> Lease | None:
+        """See `Store.held`; the database's clock says what is live."""
+
+        def work(connection: Connection) -> Lease | None:
+            row = connection.execute(queries.HELD, {"study": study}).one_or_none()
+            live = row is not None and row.left_s > 0
+            return Lease(study, row.token, row.holder) if row is not None and live else None
+
+        return self._run(work)
+
+    def renew(self, lease: Lease, *, ttl_s: float) -> None:
+        """See `Store.renew`."""
+        row = {"study": lease.study, "token": lease.token, "ttl_s": ttl_s}
+
+        def work(connection: Connection) -> None:
+            if connection.execute(queries.RENEW, row).rowcount == 0:
+                queries.fence(connection, lease.study, lease)
+
+        self._run(work)
+
+    def release(self, lease: Lease) -> None:
+        """See `Store.release`; the token moves on, so that the lease is good for nothing more."""
+        row = {"study": lease.study, "token": lease.token}
+        self._run(lambda connection: connection.execute(queries.RELEASE, row))
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        self._engine.dispose()
+
+    def _update_stage(self, study: str, stage: StageName, values: Mapping[str, Any]) -> None:
+        key = select(studies.c.study_key).where(studies.c.study == study).scalar_subquery()
+        statement = update(stages).where(stages.c.study_key == key, stages.c.stage == stage)
+        self._run(lambda connection: connection.execute(statement.values(values)))
+
+    def _trial_key(self, connection: Connection, study: str, trial_id: str) -> int:
+        query = select(trials.c.trial_key).select_from(trials.join(studies))
+        query = query.where(studies.c.study == study, trials.c.trial == trial_id)
+        key: int | None = connection.scalar(query)
+        if key is None:
+            raise DatabaseUnusable(
+                f"database {mask(self._engine.url)}: it does not know trial {trial_id} of study "
+                f"{study}: it was emptied or replaced since the stage was frozen; put it back, or "
+                "run `sweep db rebuild`"
+            )
+        return key
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        """Work in a transaction of its own; once more at once where a repeat may help."""
+        try:
+            try:
+                with self._engine.begin() as connection:
+                    return work(connection)
+            except DBAPIError as error:
+                if not lost_connection(error) and not undone_by_conflict(error):
+                    raise
+            with self._engine.begin() as connection:
+                return work(connection)
+        except DBAPIError as error:
+            raise explain(error, self._engine.url) from None
+        except PoolTimeout:
+            raise DatabaseGone(
+                f"database {mask(self._engine.url)}: no connection was free for {STATEMENT_S} s: "
+                "it does not answer the others"
+            ) from None

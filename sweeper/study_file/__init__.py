@@ -1,0 +1,154 @@
+"""A study file in TOML becomes a frozen Study; every error names file, line, key and what to do.
+
+It must not know that Optuna, Postgres or GPUs exist, nor how a plan is made of the groups.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from sweeper.configuration import get_key
+from sweeper.space import Value
+from sweeper.study import (
+    Confirm,
+    Frozen,
+    Limits,
+    Notify,
+    Objective,
+    OnOom,
+    Question,
+    Racing,
+    Resources,
+    Stage1,
+    Stage2,
+    Study,
+    Tie,
+    TrainerCommand,
+)
+from sweeper.study_file.checks import problems
+from sweeper.study_file.parameters import read_space
+from sweeper.study_file.source import Problem, Source, show
+
+__all__ = ["load"]
+
+
+class _Head(Frozen):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    title: str = ""
+    seed: int = Field(default=1, ge=0, le=2**31 - 1)
+
+
+class _Document(Frozen):
+    """A whole study file, [scale] taken out of it."""
+
+    study: _Head
+    objective: Objective
+    trainer: TrainerCommand
+    limits: Limits
+    resources: Resources = Resources()
+    space: Mapping[str, Any] = Field(min_length=1)
+    tie: tuple[Tie, ...] = ()
+    forbid: tuple[Mapping[str, Value], ...] = ()
+    frozen: tuple[str, ...] = ()
+    question: tuple[Question, ...] = ()
+    stage1: Stage1
+    stage2: Stage2 = Stage2()
+    confirm: Confirm = Confirm()
+    racing: Racing = Racing()
+    on_oom: OnOom | None = None
+    notify: Notify | None = None
+
+
+def load(path: Path, *, scale: str | None = None) -> Study:
+    """Parse a study file (or the study.toml of a folder) into a Study.
+
+    With `scale`, the tables under `[scale.NAME]` are merged over the file first: tables key by key,
+    lists and values as a whole.
+
+    Raises:
+        StudyFileError: the first thing that is wrong, with its line.
+    """
+    file = path / "study.toml" if path.is_dir() else path
+    source = Source.read(file, scale)
+    document = source.fill(_Document, dict(source.document), ())
+    if problem := next(_not_yet(document), None):
+        raise source.error(problem)
+    base = _read_base(source, document.trainer.config)
+
+    def base_value(name: str) -> Value | None:
+        try:
+            value = get_key(base, name)
+        except KeyError:
+            return None
+        return value if isinstance(value, bool | int | float | str) else None
+
+    space = read_space(source, source.document["space"], base_value)
+    study = Study(
+        name=document.study.name,
+        title=document.study.title,
+        seed=document.study.seed,
+        folder=file.parent,
+        objective=document.objective,
+        trainer=document.trainer,
+        limits=document.limits,
+        resources=document.resources,
+        space=space,
+        ties=document.tie,
+        forbid=document.forbid,
+        frozen=document.frozen,
+        questions=document.question,
+        stage1=document.stage1,
+        stage2=document.stage2,
+        confirm=document.confirm,
+        racing=document.racing,
+        base=base,
+    )
+    if problem := next(problems(study), None):
+        raise source.error(problem)
+    return study
+
+
+def _not_yet(document: _Document) -> Iterator[Problem]:
+    """Settings of the contract that this version cannot act on: refused, never ignored."""
+    absent = "this version of sweep cannot do this yet; remove it"
+    if document.on_oom is not None:
+        yield Problem(("on_oom",), f"{absent} (a trial out of memory fails)")
+    if document.notify is not None:
+        yield Problem(("notify",), f"{absent} (the exit code says how a stage ended)")
+    if document.objective.goal == "final":
+        yield Problem(("objective", "goal"), f'got "final": {absent}, or use "time_to_target"')
+    if document.stage2.strategy != "fraction":
+        strategy = show(document.stage2.strategy)
+        yield Problem(("stage2", "strategy"), f'got {strategy}: {absent}, or use "fraction"')
+    if document.stage2.extra:
+        yield Problem(("stage2", "extra"), f"got {document.stage2.extra}: {absent}, or use 0")
+
+
+def _read_base(source: Source, config: str | None) -> Mapping[str, Any]:
+    """The trainer's configuration that the space points into; empty without one."""
+    if config is None:
+        return {}
+    file = source.file.parent / config
+    at = ("trainer", "config")
+    try:
+        text = file.read_text(encoding="utf-8")
+        base = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except FileNotFoundError:
+        problem = f"{show(config)}: no such file beside the study ({file})"
+        raise source.error(Problem(at, problem)) from None
+    except OSError as error:
+        problem = f"{show(config)} cannot be read: {error.strerror}"
+        raise source.error(Problem(at, problem)) from None
+    except ValueError as error:  # not TOML, not JSON, not UTF-8
+        kind = "JSON" if file.suffix == ".json" else "TOML"
+        raise source.error(Problem(at, f"{show(config)} is not valid {kind}: {error}")) from None
+    if not isinstance(base, dict):
+        problem = f"{show(config)} holds {show(base)}, expected a table of sections"
+        raise source.error(Problem(at, problem))
+    return base

@@ -1,0 +1,386 @@
+"""What a study's parts must be to one another: names that exist, values inside the space, order.
+
+It must not know the text of the file; a problem is told by the path of its key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sweeper.configuration import PLACES, get_key, places
+from sweeper.space import NUMERIC, Parameter, Space, Value
+from sweeper.study import Group, Study, Tie
+from sweeper.study_file.lines import Path as KeyPath
+from sweeper.study_file.source import Problem, nearest, show
+
+_GROUP_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?<![0-9])")
+_PATTERN_GROUPS = ("step", "tokens", "loss", "train_s", "train_ms", "step_ms")
+
+
+def problems(study: Study) -> Iterator[Problem]:
+    """Everything wrong with a study whose parts are each right on their own."""
+    yield from _objective(study)
+    yield from _command(study)
+    yield from _patterns(study)
+    yield from _base_keys(study)
+    yield from _frozen(study)
+    yield from _ties(study)
+    for place, partial in enumerate(study.forbid):
+        at: KeyPath = ("forbid", place)
+        if not partial:
+            yield Problem(
+                at, "an empty table would forbid everything; name a parameter, or remove it"
+            )
+        yield from _values(study.space, partial, at)
+    yield from _questions(study)
+    yield from _group_names(study)
+    for place, group in enumerate(study.stage1.group):
+        yield from _group(study, group, ("stage1", "group", place))
+    yield from _dependencies(study)
+    for place, pair in enumerate(study.stage2.interactions):
+        at = ("stage2", "interactions", place)
+        for side, name in enumerate(pair):
+            yield from _known(study.space, name, (*at, side))
+        if pair[0] == pair[1]:
+            yield Problem(at, f"{show(pair[0])} twice; expected two different parameters")
+
+
+def _objective(study: Study) -> Iterator[Problem]:
+    objective = study.objective
+    for place, value in enumerate(objective.fallback):
+        if value <= objective.target:
+            yield Problem(
+                ("objective", "fallback", place),
+                f"got {show(value)}, expected a number above target = {show(objective.target)}: "
+                "a fallback is easier to reach",
+            )
+    if list(objective.fallback) != sorted(set(objective.fallback)):
+        yield Problem(
+            ("objective", "fallback"),
+            f"got {show(objective.fallback)}, expected rising numbers: the hardest fallback first",
+        )
+    for place, value in enumerate(objective.stretch):
+        if value >= objective.target:
+            yield Problem(
+                ("objective", "stretch", place),
+                f"got {show(value)}, expected a number below target = {show(objective.target)}: "
+                "a stretch target is harder to reach",
+            )
+
+
+def _command(study: Study) -> Iterator[Problem]:
+    trainer = study.trainer
+    known = [*PLACES, *study.space.parameters]
+    used: set[str] = set()
+    for index, argument in enumerate(trainer.command):
+        at: KeyPath = ("trainer", "command", index)
+        try:
+            names = places(argument)
+        except ValueError:
+            yield Problem(
+                at,
+                f"got {show(argument)}, expected braces only around a name, such as {{config}}; "
+                "put an argument that needs plain braces into a script",
+            )
+            return
+        for name in names:
+            if name not in known:
+                yield Problem(
+                    at,
+                    f"nothing fills {{{name}}}{nearest(name, known)}; "
+                    f"known: {', '.join(PLACES)}, and every parameter of the space",
+                )
+            elif name in study.space.parameters and _conditional_gap(study.space, name):
+                yield Problem(
+                    at, f"{{{name}}} is not always active; give it a baseline to stand here then"
+                )
+        used.update(names)
+    if trainer.config is None and "config" in used:
+        yield Problem(
+            ("trainer", "command"),
+            "{config} has nothing to stand for; name the trainer's configuration in config = ...",
+        )
+    if trainer.config is not None and "config" not in used:
+        yield Problem(
+            ("trainer", "command"),
+            f"config = {show(trainer.config)} never reaches the trainer; "
+            "give {config} its place in the command, or remove config",
+        )
+    if trainer.config is None:
+        for name in study.space.parameters:
+            if name not in used:
+                yield Problem(
+                    ("space", name),
+                    f"nothing carries this parameter to the trainer; put {{{name}}} into "
+                    "trainer.command, or name a config that has this key",
+                )
+
+
+def _conditional_gap(space: Space, name: str) -> bool:
+    parameter = space.parameters[name]
+    return bool(parameter.when) and parameter.baseline is None
+
+
+def _patterns(study: Study) -> Iterator[Problem]:
+    metric = study.objective.metric
+    known = [*_PATTERN_GROUPS, metric]
+    found: set[str] = set()
+    for name, pattern in study.trainer.patterns.items():
+        at: KeyPath = ("trainer", "patterns", name)
+        try:
+            groups = re.compile(pattern).groupindex
+        except re.error as error:
+            yield Problem(at, f"not a regular expression: {error}; got {show(pattern)}")
+            continue
+        for group in groups:
+            if group not in known:
+                yield Problem(
+                    at,
+                    f"unknown group (?P<{group}>...){nearest(group, known)}; "
+                    f"known: {', '.join(known)}",
+                )
+        found.update(groups)
+    if study.trainer.patterns and metric not in found:
+        yield Problem(
+            ("trainer", "patterns"),
+            f"no pattern has a group (?P<{metric}>...), so the metric would never be read; "
+            "add one, or change objective.metric",
+        )
+
+
+def _base_keys(study: Study) -> Iterator[Problem]:
+    if study.trainer.config is None or study.trainer.new_keys:
+        return
+    known = list(leaves(study.base))
+    for name in study.space.parameters:
+        if name not in known:
+            yield Problem(
+                ("space", name),
+                f"{show(name)} is not a key of {study.trainer.config}{nearest(name, known)}; "
+                "add it there, or set trainer.new_keys = true",
+            )
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of every value that is not itself a table."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _frozen(study: Study) -> Iterator[Problem]:
+    for place, key in enumerate(study.frozen):
+        if key in study.space.parameters:
+            yield Problem(
+                ("frozen", place),
+                f"{show(key)} is frozen, and [space] varies it; remove it from one of the two",
+            )
+        elif study.base:
+            try:
+                get_key(study.base, key)
+            except KeyError:
+                yield Problem(
+                    ("frozen", place),
+                    f"{show(key)} is not a key of {study.trainer.config}"
+                    f"{nearest(key, leaves(study.base))}",
+                )
+
+
+def _known(space: Space, name: str, at: KeyPath) -> Iterator[Problem]:
+    if name not in space.parameters:
+        yield Problem(
+            at,
+            f"{show(name)} is no parameter of [space]{nearest(name, space.parameters)}; "
+            f"known: {', '.join(space.parameters)}",
+        )
+
+
+def _values(space: Space, values: Mapping[str, Value], at: KeyPath) -> Iterator[Problem]:
+    for name, value in values.items():
+        yield from _value(space, name, value, (*at, name))
+
+
+def _value(space: Space, name: str, value: Value, at: KeyPath) -> Iterator[Problem]:
+    if name not in space.parameters:
+        yield from _known(space, name, at)
+        return
+    try:
+        space.parameters[name].coerce(value)
+    except ValueError as error:
+        yield Problem(at, f"{error}; change the value, or widen [space.{show(name)}]")
+
+
+def _ties(study: Study) -> Iterator[Problem]:
+    parameters = study.space.parameters
+    by_name: dict[str, Tie] = {}
+    for place, tie in enumerate(study.ties):
+        at: KeyPath = ("tie", place)
+        for key, name in (("parameter", tie.parameter), ("follows", tie.follows)):
+            yield from _known(study.space, name, (*at, key))
+            if name in parameters and (why := _untieable(parameters[name])):
+                yield Problem((*at, key), f"{show(name)} {why}")
+        if tie.parameter in by_name:
+            yield Problem((*at, "parameter"), f"{show(tie.parameter)} is tied twice; keep one tie")
+        by_name.setdefault(tie.parameter, tie)
+        seen = [tie.parameter]
+        while seen[-1] in by_name and seen.count(seen[-1]) == 1:
+            seen.append(by_name[seen[-1]].follows)
+        if seen.count(seen[-1]) > 1:
+            yield Problem(at, f"a cycle: {' follows '.join(seen)}; remove one of these ties")
+
+
+def _untieable(parameter: Parameter) -> str | None:
+    if not isinstance(parameter, NUMERIC):
+        return "is not numeric; only numbers scale with one another"
+    if parameter.baseline is None or parameter.baseline <= 0:
+        return "has no baseline above 0, from which it could scale; give it one"
+    return None
+
+
+def _questions(study: Study) -> Iterator[Problem]:
+    for place, question in enumerate(study.questions):
+        at: KeyPath = ("question", place)
+        yield from _known(study.space, question.parameter, (*at, "parameter"))
+        if len(question.levels) == 1:
+            yield Problem(
+                (*at, "levels"), "got one level, expected two or more to compare, or none"
+            )
+        if question.parameter in study.space.parameters:
+            for index, value in enumerate(question.levels):
+                yield from _value(study.space, question.parameter, value, (*at, "levels", index))
+        yield from _values(study.space, question.at, (*at, "at"))
+        if question.parameter in question.at:
+            yield Problem(
+                (*at, "at", question.parameter),
+                "the question asks about this parameter; `at` can only fix others",
+            )
+
+
+def _group_names(study: Study) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for place, group in enumerate(study.stage1.group):
+        at: KeyPath = ("stage1", "group", place, "name")
+        if not _GROUP_NAME.fullmatch(group.name):
+            yield Problem(
+                at,
+                f"got {show(group.name)}, expected letters, digits and underscores, a letter first "
+                "and no digit last: trials are named after it, such as s1-A3",
+            )
+        elif group.name in seen:
+            yield Problem(
+                at,
+                f"{show(group.name)} is also the name of group {seen[group.name]}; rename one",
+            )
+        seen.setdefault(group.name, place + 1)
+
+
+def _dependencies(study: Study) -> Iterator[Problem]:
+    groups = {group.name: group for group in study.stage1.group}
+    earlier: list[str] = []
+    for place, group in enumerate(study.stage1.group):
+        at: KeyPath = ("stage1", "group", place, "best_of")
+        if group.best_of is not None:
+            wanted = group.best_of.group
+            if cycle := _cycle(groups, group.name):
+                yield Problem(
+                    at,
+                    f"a cycle: {' takes the best of '.join(cycle)}; "
+                    "a group can only take the best of one declared before it",
+                )
+            elif wanted not in groups:
+                yield Problem(
+                    (*at, "group"), f"there is no group {show(wanted)}{nearest(wanted, groups)}"
+                )
+            elif wanted not in earlier:
+                yield Problem(
+                    (*at, "group"),
+                    f"group {show(wanted)} comes later; move it above group {show(group.name)}",
+                )
+            else:
+                yield from _best_of_parameters(group, groups[wanted], at)
+        earlier.append(group.name)
+
+
+def _cycle(groups: Mapping[str, Group], start: str) -> list[str]:
+    """The names on a way from a group back to itself, or none."""
+    way = [start]
+    while True:
+        group = groups.get(way[-1])
+        if group is None or group.best_of is None:
+            return []
+        way.append(group.best_of.group)
+        if way[-1] == start:
+            return way
+        if way[-1] in way[:-1]:
+            return []
+
+
+def _best_of_parameters(group: Group, winner_of: Group, at: KeyPath) -> Iterator[Problem]:
+    assert group.best_of is not None
+    offered = {name for level in winner_of.levels() for name in level}
+    for index, name in enumerate(group.best_of.parameters):
+        if name not in offered:
+            yield Problem(
+                (*at, "parameters", index),
+                f"group {show(winner_of.name)} does not compare levels of {show(name)}"
+                f"{nearest(name, offered)}; it compares {', '.join(sorted(offered)) or 'nothing'}",
+            )
+        elif any(name in row.values for row in group.rows()):
+            yield Problem(
+                (*at, "parameters", index),
+                f"group {show(group.name)} sets {show(name)} itself; remove it there or here",
+            )
+
+
+def _group(study: Study, group: Group, at: KeyPath) -> Iterator[Problem]:
+    used = [key for key in ("grid", "vary", "configs") if key in group.model_fields_set]
+    if len(used) != 1:
+        got = " and ".join(used) or "none of them"
+        yield Problem(at, f"got {got}, expected exactly one of grid, vary and configs")
+        return
+    (kind,) = used
+    if not getattr(group, kind):
+        yield Problem((*at, kind), "is empty, so this group has no entry; add to it, or remove it")
+    if not group.bases:
+        yield Problem((*at, "bases"), "is empty, so this group has no entry; leave it out for {}")
+    for name, values in {**group.grid, **group.vary}.items():
+        yield from _level_list(study, name, values, (*at, kind, name))
+    for index, config in enumerate(group.configs):
+        yield from _values(study.space, config, (*at, "configs", index))
+    for index, base in enumerate(group.bases):
+        yield from _values(study.space, base, (*at, "bases", index))
+        for name in group.grid.keys() & base.keys():
+            yield Problem(
+                (*at, "bases", index, name), f"grid sets {show(name)} already; remove it here"
+            )
+    yield from _gaps(study, group, at)
+
+
+def _level_list(
+    study: Study, name: str, values: tuple[Value, ...], at: KeyPath
+) -> Iterator[Problem]:
+    if not values:
+        yield Problem(at, "got an empty list, so this group has no entry; add levels to it")
+    for index, value in enumerate(values):
+        if any(type(value) is type(other) and value == other for other in values[:index]):
+            yield Problem((*at, index), f"{show(value)} is there twice; remove one of them")
+        yield from _value(study.space, name, value, (*at, index))
+
+
+def _gaps(study: Study, group: Group, at: KeyPath) -> Iterator[Problem]:
+    """Parameters that no entry, tie or baseline gives a value."""
+    given = set(group.best_of.parameters) if group.best_of else set()
+    for row in group.rows():
+        values = {**study.space.baseline(), **row.values}
+        for name in study.space.parameters:
+            if name not in values and name not in given and study.space.active(name, values):
+                yield Problem(
+                    at,
+                    f"entry {row.index} leaves {show(name)} without a value; "
+                    f"give [space.{show(name)}] a baseline, or set it in this group",
+                )
+                return

