@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,25 +47,27 @@ class Event:
     body: Mapping[str, Any]
 
 
+def _shown(value: Any) -> str:
+    """A wrong value in a message; reprlib bounds its length and depth, and its digits."""
+    return reprlib.repr(value)
+
+
 def _whole(body: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = body.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST:
-        shown = repr(value) if not isinstance(value, int) else f"{value:.6g}"
-        raise EventError(f"{key}: got {shown}, expected a whole number from 0 below 2**63")
+        raise EventError(f"{key}: got {_shown(value)}, expected a whole number from 0 below 2**63")
     return value
 
 
 def _seconds(clock: Any) -> Phases:
     """A protocol `clock`, whose known phases must be finite seconds from 0."""
     if not isinstance(clock, dict):
-        raise EventError(f"clock: got {str(clock)[:80]!r}, expected seconds per phase")
+        raise EventError(f"clock: got {_shown(clock)}, expected seconds per phase")
     for phase in PHASES:
         value = clock.get(phase, 0.0)
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 <= value < LARGEST:
-            raise EventError(
-                f"clock.{phase}: got {str(value)[:80]!r}, expected finite seconds from 0"
-            )
+            raise EventError(f"clock.{phase}: got {_shown(value)}, expected finite seconds from 0")
     return Phases.from_mapping(clock)
 
 
@@ -82,10 +85,10 @@ def parse_line(line: str | bytes) -> Event:
     if not isinstance(body, dict):
         raise EventError(f"got {type(body).__name__}, expected an object")
     if body.get("v") != PROTOCOL_VERSION:
-        raise EventError(f"v: got {body.get('v')!r}, expected {PROTOCOL_VERSION}")
+        raise EventError(f"v: got {_shown(body.get('v'))}, expected {PROTOCOL_VERSION}")
     name = body.get("event")
     if not isinstance(name, str):
-        raise EventError(f"event: got {name!r}, expected a name")
+        raise EventError(f"event: got {_shown(name)}, expected a name")
     clock = body.get("clock")
     phases = None if clock is None else _seconds(clock)
     if name == "evaluated" and not isinstance(body.get("metrics"), dict):

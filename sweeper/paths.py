@@ -37,8 +37,11 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one strict JSON document (no NaN, no Infinity), whole."""
-    write_whole(path, json.dumps(value, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write one strict JSON document (no NaN, no Infinity), whole.
+
+    It is plain ASCII, so that a path that is no valid Unicode survives too.
+    """
+    write_whole(path, json.dumps(value, allow_nan=False) + "\n")
 
 
 def make_private(path: Path) -> Path:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sweeper.space import Point, Value
+if TYPE_CHECKING:  # the runner needs no spaces, and is in a hurry
+    from sweeper.space import Point, Value
 
 Clock = Literal["train", "train+eval", "wall"]
 SliceName = Literal["probe", "confirmation"]

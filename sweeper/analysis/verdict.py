@@ -122,7 +122,7 @@ def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
     kind: Kind
     if winner is not None:
         kind = "confirmed" if confirmed else "unconfirmed"
-        sentence = _winner_sentence(facts, goal, winner, speedup, None if confirmed else ranking)
+        sentence = _winner_sentence(facts, goal, winner, speedup, confirmed or ranking)
     elif ranking:
         kind, sentence = "nothing_reached", _nothing_reached(facts, goal, ranking[0], reachable)
     else:
@@ -220,18 +220,20 @@ def _winner_sentence(
     target: float,
     winner: Row,
     speedup: Speedup | None,
-    searched: Sequence[Row] | None,
+    evidence: Confirmation | Sequence[Row],
 ) -> str:
     goal, time = _metric_at(facts, target), duration(winner.seconds)
-    if searched is None:
+    if isinstance(evidence, Confirmation):
         text = f"{winner.label} reaches {goal} in {time} {_clock_words(facts)}"
-    else:
-        reached = sum(row.reached for row in searched)
-        text = (
-            f"{winner.label} was the fastest of {count(len(searched), 'configuration')} "
-            f"({reached} reached the target): {goal} in {time} {_clock_words(facts)}"
-        )
-    return f"{text}{_speedup_words(speedup)}."
+        equals = [c.other.label for c in evidence.contrasts if not (c.decided or c.is_baseline)]
+        tied = f"; not distinguishable from {listed(equals)} at this budget" if equals else ""
+        return f"{text}{_speedup_words(speedup)}{tied}."
+    reached = sum(row.reached for row in evidence)
+    return (
+        f"{winner.label} was the fastest of {count(len(evidence), 'configuration')} "
+        f"({reached} reached the target): {goal} in {time} {_clock_words(facts)}"
+        f"{_speedup_words(speedup)}."
+    )
 
 
 def _speedup_words(speedup: Speedup | None) -> str:

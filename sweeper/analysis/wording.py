@@ -20,15 +20,20 @@ def significant(value: float, digits: int = 3) -> str:
 
 def duration(seconds: float) -> str:
     """`3.12 s`, `42 s`, `12 min 30 s`, `7 h 05 min`."""
-    if seconds < 10:
+    if seconds < 9.995:  # thresholds lie where rounding would reach the next unit
         return f"{seconds:.2f} s"
-    if seconds < 100:
+    if seconds < 99.95:
         return f"{seconds:.1f} s"
-    if seconds < 3600:
+    if seconds < 3599.5:
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes} min {rest:02d} s"
     hours, rest = divmod(round(seconds / 60), 60)
     return f"{hours} h {rest:02d} min"
+
+
+def rough(seconds: float) -> str:
+    """A forecast, without decimals that it cannot have: `42 s`, `12 min 30 s`."""
+    return f"{seconds:.0f} s" if seconds < 99.5 else duration(seconds)
 
 
 def ratio(value: float) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sweeper.design.pairs import Cell, best_level, by_loss, by_time
+from sweeper.design.pairs import Cell, Level, best_level, by_loss, by_time
 from sweeper.errors import PlanError
 from sweeper.space import NUMERIC, Point, Space, Value
 from sweeper.study import Group, Row, Study
@@ -135,7 +135,8 @@ def winner(
     Args:
         study: The study that was planned.
         group: Name of a group of it.
-        facts: All of stage 1; equal points of other groups count as replicates.
+        facts: All of stage 1. Only the group's own trials count, not their replicates in later
+            groups: a winner must not change when those have run.
         target: The target that the stage is judged at.
 
     Raises:
@@ -145,16 +146,11 @@ def winner(
     mine = [f for f in facts if group in f.trial.groups]
     if not mine or any(f.trial.open or f.counted is None for f in mine):
         return None
-    points = _points_of_rows(study, declared, mine)
-    attempts = {
-        point: [a for f in facts if f.trial.point == point and (a := _measured(f))]
-        for point in points.values()
-    }
-    cells = [
-        Cell(level=tuple(row.settings.items()), base=row.base, attempts=attempts[points[row.index]])
-        for row in declared.rows()
-        if row.index in points
-    ]
+    attempts: dict[tuple[Level, int], list[AttemptFacts]] = {}
+    for row, trial in _ran_for(study, declared, mine):
+        measured = attempts.setdefault((tuple(row.settings.items()), row.base), [])
+        measured.extend(a for a in [_measured(trial)] if a is not None)
+    cells = [Cell(level, base, tried) for (level, base), tried in attempts.items()]
     if not any(cell.attempts for cell in cells):
         raise PlanError(
             f"best_of group {group}: nothing finished, all {len(mine)} trials failed, so no level "
@@ -187,17 +183,20 @@ def _measured(facts: TrialFacts) -> AttemptFacts | None:
     return attempt if attempt is not None and attempt.outcome in measured else None
 
 
-def _points_of_rows(study: Study, group: Group, facts: Sequence[TrialFacts]) -> Mapping[int, Point]:
-    """Row index to the point that ran for it: by trial id, or, for a reused trial, by its values."""
+def _ran_for(
+    study: Study, group: Group, facts: Sequence[TrialFacts]
+) -> Iterator[tuple[Row, TrialFacts]]:
+    """Each row with the trial that ran for it, found by id, or by its values where it was reused."""
+    by_id = {f.trial.id: f for f in facts}
     rows = list(group.rows())
-    by_id = {_trial_id(group, row): row for row in rows}
-    points = {by_id[f.trial.id].index: f.trial.point for f in facts if f.trial.id in by_id}
-    reused = [f for f in facts if f.trial.id not in by_id]
+    own = {_trial_id(group, row) for row in rows}
+    reused = [f for f in facts if f.trial.id not in own]
     for row in rows:
-        for fact in reused:
-            if row.index not in points and _agrees(study.space, row.values, fact.trial.point):
-                points[row.index] = fact.trial.point
-    return points
+        found = by_id.get(_trial_id(group, row)) or next(
+            (f for f in reused if _agrees(study.space, row.values, f.trial.point)), None
+        )
+        if found is not None:
+            yield row, found
 
 
 def _agrees(space: Space, values: Mapping[str, Value], point: Point) -> bool:

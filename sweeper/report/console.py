@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.analysis.wording import bracket, duration, ratio, significant
+from sweeper.analysis.wording import bracket, duration, ratio, rough, significant
 from sweeper.report.lines import LinesProgress, QuietProgress, plain, summary_lines
 from sweeper.report.live import LiveProgress, sparkline
 from sweeper.space import show_value
@@ -75,7 +75,7 @@ def status_table(document: Mapping[str, Any]) -> Group:
         took = f": {duration(time)}" if time is not None else ""
         parts.append(Text(f"fastest so far: {plain(str(incumbent['label']))}{took}"))
     if document.get("eta_s") is not None:
-        parts.append(Text(f"about {duration(document['eta_s'])} left"))
+        parts.append(Text(f"about {rough(document['eta_s'])} left"))
     return Group(*parts)
 
 
@@ -128,7 +128,7 @@ def plan_table(document: Mapping[str, Any]) -> Group:
     parts += [Text(plain(note), style="yellow") for note in document.get("notes") or ()]
     forecast = document.get("forecast") or {}
     if forecast.get("total_s") is not None:
-        parts.append(Text(f"forecast: about {duration(forecast['total_s'])}"))
+        parts.append(Text(f"forecast: about {rough(forecast['total_s'])}"))
     return Group(*parts)
 
 

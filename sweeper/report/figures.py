@@ -74,7 +74,7 @@ def curves(document: Document) -> Figure | None:
     target = significant(document["target"], 6)
     words = (
         f"{document['metric']} of {len(runs)} trials against {CLOCK_TITLE[document['clock']]}; "
-        f"{reached} crossed {target}."
+        f"{reached} crossed {target}, broken lines did not."
     )
     title = f"{document['metric']} against seconds"
     return _both("curves", title, words, lambda width: _curves(document, runs, width))
@@ -121,25 +121,23 @@ def _curves(document: Document, runs: Sequence[Any], width: int) -> Drawing:
     marks.append("</g>")
     marks += [
         line(left, y(target), right, y(target), "fig-target"),
-        text(
-            right - 2, y(target) - 6, f"target {significant(target, 6)}", "fig-over", anchor="end"
-        ),
-        *_curve_labels(runs, x, y(target) + 17, right),
+        text(left + 4, y(target) - 6, f"target {significant(target, 6)}", "fig-over"),
+        *_curve_labels(document, x, y(target) + 17, right),
     ]
     return height, marks
 
 
-def _curve_labels(runs: Sequence[Any], x: Axis, y: float, right: float) -> list[str]:
+def _curve_labels(document: Document, x: Axis, y: float, right: float) -> list[str]:
     """Direct labels under the crossings; the second goes one line lower where they would touch."""
     marks, taken = [], -math.inf
     for role in ("winner", "baseline"):
-        times = sorted(run["seconds"] for run in runs if run["role"] == role and run["reached"])
-        if not times:
+        row = document[role]
+        if row is None or not row["reached"]:
             continue
-        middle = times[len(times) // 2]
-        words = f"{role} {duration(middle)}"
+        seconds = row["time_to_target_s"]
+        words = f"{role} {duration(seconds)}"
         half = len(words) * CHARACTER_PX / 2
-        at = min(max(x(middle), x.start_px + half), right - half)
+        at = min(max(x(seconds), x.start_px + half), right - half)
         marks.append(
             text(
                 at, y + (15 if at - half < taken else 0), words, f"fig-{role}-text", anchor="middle"
@@ -307,7 +305,9 @@ def _ratio_plot(rows: Sequence[_Ratio], width: int) -> Drawing:
         bound = "≥ " if row.at_least else ""
         value = f"{bound}{ratio(row.ratio)} {bracket(row.low, row.high)}".rstrip()
         if narrow:
-            marks.append(text(left, y - 12, f"{fit(row.label, width - 150)}  {value}"))
+            room = right - left - len(value) * CHARACTER_PX
+            marks.append(text(left, y - 12, fit(row.label, room)))
+            marks.append(text(right, y - 12, value, "fig-value", anchor="end"))
         else:
             marks.append(text(left - 12, y + 4, fit(row.label, left - 16), anchor="end"))
             marks.append(text(right + 14, y + 4, value, "fig-value"))
@@ -333,7 +333,7 @@ def design(document: Document) -> Figure | None:
     repeats = sum(run["replicate_of"] is not None for run in runs)
     words = (
         f"{len(runs)} runs ({repeats} of them repeats) of {len(found['varying'])} varying "
-        "parameters, one column a run, fastest on the left; the darker, the higher the level. "
+        "parameters, one column a run, fastest on the left; shades follow the order of levels. "
         "Counts show the balance."
     )
     title = "The stage-2 design, ordered by its result"
@@ -355,7 +355,7 @@ def _design(found: Mapping[str, Any], runs: Sequence[Any], width: int) -> Drawin
             head += 16
         else:
             marks.append(text(left - 12, head + 19, short, "fig-strong", anchor="end"))
-        legend = "   ".join(
+        legend = "  ·  ".join(
             f"{show_value(v)} ×{n}" for v, n in zip(levels, varying["counts"], strict=True)
         )
         marks.append(text(left, head, fit(legend, right - left), "fig-tick"))
@@ -370,9 +370,9 @@ def _design(found: Mapping[str, Any], runs: Sequence[Any], width: int) -> Drawin
                     title=f"{run['id']}: {short} = {shown}")
             )  # fmt: skip
             if len(shown) * CHARACTER_PX + 2 < cell:
-                over = "fig-on-dark" if isinstance(shade, int) and shade >= 3 else ""
+                over = "fig-on-dark" if isinstance(shade, int) and shade >= 3 else "fig-on-light"
                 marks.append(
-                    text(x + cell / 2, head + 19, shown, f"fig-tick {over}", anchor="middle")
+                    text(x + cell / 2, head + 19, shown, f"fig-small {over}", anchor="middle")
                 )
         y += pitch
     marks += _design_times(runs, left, y, cell)

@@ -6,6 +6,7 @@ of it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
@@ -108,8 +109,19 @@ def _folded(summary: str, body: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
+def _words(words: str) -> str:
+    """Escaped prose in which a number keeps its unit, and an interval its ends, on one line."""
+    kept = re.sub(r"(?<=\d) (?=(?:s|min|h|%)(?![A-Za-z]))", "\u00a0", words)
+    kept = re.sub(r"\[[-+0-9.%, \u00a0]+\]", lambda found: found[0].replace(" ", "\u00a0"), kept)
+    return escape(kept)
+
+
+def _date(instant: str | None) -> str:
+    return escape(f"{instant[:10]} {instant[11:16]} UTC" if instant else "")
+
+
 def _items(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+    return "<ul>" + "".join(f"<li>{_words(line)}</li>" for line in lines) + "</ul>"
 
 
 def _pre(words: str, label: str) -> str:
@@ -133,8 +145,8 @@ def _first_screen(document: Document) -> str:
     verdict = document["verdict"]
     name = document["title"] or document["study"]
     parts = [
-        f'<p class="kicker">{escape(name)} · {escape(document["generated_at"] or "")}</p>',
-        f"<h1>{escape(verdict['sentence'])}</h1>",
+        f'<p class="kicker">{escape(name)} · {_date(document["generated_at"])}</p>',
+        f"<h1>{_words(verdict['sentence'])}</h1>",
     ]
     if document["exploratory"]:
         words = "Exploratory: the study was changed after its plan was frozen."
@@ -145,7 +157,7 @@ def _first_screen(document: Document) -> str:
         parts.append(f'<div class="first"><div>{left}</div>{facts}</div>')
     else:
         parts.append(facts)
-    parts += [f"<p>{escape(paragraph)}</p>" for paragraph in verdict["paragraphs"]]
+    parts += [f"<p>{_words(paragraph)}</p>" for paragraph in verdict["paragraphs"]]
     return "\n".join(parts)
 
 
@@ -157,7 +169,7 @@ def _winner(document: Document) -> str:
         (
             "changed" if row["changed"] else "",
             (
-                escape(row["name"]),
+                escape(row["name"]).replace(".", ".<wbr>").replace("_", "_<wbr>"),
                 escape(show_value(row["value"])),
                 "" if row["baseline"] is None else escape(show_value(row["baseline"])),
             ),
@@ -189,11 +201,14 @@ def _facts(document: Document) -> str:
             f'<div><p class="big plain">{duration(winner["time_to_target_s"])}</p>'
             f'<p class="note">to {escape(target)} ({escape(document["clock"])} clock)</p></div>'
         )
+    saved = (
+        f"; at most {duration(cost['saved_s'])} saved by stopping early and running no duplicate"
+        if cost["saved_s"]
+        else ""
+    )
     parts.append(
         f'<div><p class="big plain">{duration(cost["train_s"])}</p>'
-        f'<p class="note">of training in {cost["trials"]} trials; about '
-        f"{duration(cost['saved_s'])} at most was saved by stopping early and by not running "
-        "duplicates</p></div>"
+        f'<p class="note">of training in {cost["trials"]} trials{saved}</p></div>'
     )
     return f'<div class="facts">{"".join(parts)}</div>'
 
@@ -226,10 +241,8 @@ def _ranking_table(document: Document) -> str:
                 str(row["place"] or ""),
                 _seconds(row),
                 _optional(row["steps_to_target"]),
-                _optional(
-                    None if row["seconds_per_step"] is None else 1000 * row["seconds_per_step"]
-                ),
-                _optional(row["best_loss"], 5),
+                "" if row["ms_per_step"] is None else f"{row['ms_per_step']:.2f}",
+                "" if row["best_loss"] is None else f"{row['best_loss']:.4f}",
                 f"{row['reached_runs']}/{row['runs']}",
                 escape(", ".join(row["reasons"])),
             ),
@@ -266,7 +279,7 @@ def _confirm(document: Document, figure: Figure | None) -> str:
                 ),
             )
         )
-    caption = f"Against {found['leader_label']}, within blocks"
+    caption = "Time over the leader's, within blocks"
     columns = (
         "other", "time ratio", f"{100 * found['confidence']:.4g} % interval", "tokens",
         "time per token", "blocks", "verdict",
@@ -416,6 +429,14 @@ def _reproduce(document: Document) -> str:
 def _definitions(facts: Mapping[str, Any]) -> str:
     rows = []
     for name, value in facts.items():
-        shown = significant(value, 4) if isinstance(value, float) else str(value)
-        rows.append(f"<dt>{escape(str(name))}</dt><dd>{escape(shown)}</dd>")
+        rows.append(f"<dt>{escape(str(name))}</dt><dd>{escape(_value(value))}</dd>")
     return f"<dl>{''.join(rows)}</dl>"
+
+
+def _value(value: Any) -> str:
+    """A JSON value as a line of text; what is nested is taken apart."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_value(v)}" for key, v in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_value(v) for v in value)
+    return significant(value, 4) if isinstance(value, float) else str(value)

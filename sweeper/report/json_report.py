@@ -138,6 +138,7 @@ def _ranked(row: Row, place: int) -> dict[str, Any]:
     return {
         "place": place if row.reached else None,
         **row.as_dict(),
+        "ms_per_step": None if row.seconds_per_step is None else 1000 * row.seconds_per_step,
         "seconds_per_token": row.seconds_per_token,
         "reasons": list(dict.fromkeys(run.attempt.reason.value for run in row.runs)),
         "times": [

@@ -1,6 +1,6 @@
 """The live view of a stage on a terminal: what runs against the target, the top so far, what is left.
 
-It must not know how trials are run; it holds what it was told and redraws at most four times a second.
+It must not know how trials are run; it holds what it was told and redraws once a second.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.analysis.wording import duration, significant
+from sweeper.analysis.wording import duration, rough, significant
 from sweeper.objective import TimeToTarget
 from sweeper.report.lines import ending, plain
 from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, StagePlan
 
-REFRESHES_PER_S = 2
+REFRESHES_PER_S = 1  # measured with eight slots: 0.6 % of a core; twice as often 1.6 %
 TOP = 5
 SPARK = "▁▂▃▄▅▆▇█"
 SPARK_ASCII = "_.-=*#"
@@ -165,7 +165,9 @@ class LiveProgress:
         parts += [f"{stage.failed} failed"] if stage.failed else []
         parts.append(self._left(stage, total))
         yield _line(dot.join(part for part in parts if part), "bold")
-        yield ProgressBar(total=max(1, total), completed=stage.done, width=min(width, 60))
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=max(1, total), completed=stage.done, width=min(width, 60)))
+        yield bar
         room = max(1, (options.height or 24) - 4)
         yield self._slots(stage, width, ascii_only, room)
         left = room - len(self._running)
@@ -208,7 +210,7 @@ class LiveProgress:
         # Median of attempts times what is left over, spread over the slots that are busy now.
         lanes = max(1, len(self._running))
         left = statistics.median(stage.durations) * (total - stage.done) / lanes
-        return f"about {duration(left)} left"
+        return f"about {rough(left)} left"
 
     def _print(self, what: Text | Table | Group) -> None:
         self._console.print(what, soft_wrap=False)

@@ -36,8 +36,6 @@ LEFTOVER_GRACE_S = 2.0
 KILL_WITHIN_S = 10.0
 """How long the runner goes on killing before it lists who is left."""
 
-TOLD = "the runner was told to stop from outside (TERM or INT)"
-
 EXIT_DONE = 0
 EXIT_SPEC = 2
 EXIT_FOLDER = 74
@@ -58,7 +56,7 @@ class Attempt:
         self.paths = AttemptPaths(Path(spec.run_dir))
         self.token = f"{spec.study}/{spec.trial}/{spec.attempt}/{os.urandom(8).hex()}"
         self.stop: Stop | None = None
-        self.signals = 0
+        self.signals = self._patience = 0
         self.leftovers: list[int] = []
         self.recorder: Recorder | None = None
         self.reader: Reader | None = None
@@ -148,6 +146,7 @@ class Attempt:
                 now, self.recorder.clock_at(now), self.recorder.fold
             )
             if self.stop is not None:
+                self._patience = min(self.signals, 1)  # the signal that made us stop, if any
                 return
             self._pause()
 
@@ -178,6 +177,7 @@ class Attempt:
             meanwhile=self._reap,
         )
         self._until(lambda: self._status is not None, 1.0)
+        self._reap()
         self.leftovers = sorted(p.pid for p in left)
 
     def read_the_rest(self) -> None:
@@ -286,7 +286,7 @@ class Attempt:
     def _ordered(self) -> Stop | None:
         if not self.signals:
             return None
-        return Stop(Reason.KILLED, TOLD)
+        return Stop(Reason.KILLED, "the runner was told to stop from outside (TERM or INT)")
 
     def _told_to_stop(self, number: int, frame: object) -> None:  # noqa: ARG002
         self.signals += 1
@@ -297,12 +297,11 @@ class Attempt:
         A signal means hurry unless it is the one that made us stop.
         """
         deadline = time.monotonic() + within_s
-        patience = 1 if self.stop is not None and self.stop.message == TOLD else 0
         while not done() and time.monotonic() < deadline:
             with contextlib.suppress(OSError):  # the folder may be what is gone
                 self._look()
             self._reap()
-            if self.signals > patience:
+            if self.signals > self._patience:
                 return
             self._pause()
 

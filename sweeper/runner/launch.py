@@ -47,6 +47,8 @@ def start(spec: AttemptSpec, paths: AttemptPaths, token: str) -> subprocess.Pope
         StartError: command or folder do not exist, or may not be used.
         OSError: its log files cannot be created.
     """
+    if not spec.argv:
+        raise StartError("[trainer] command is empty: it cannot be started")
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     runner, cores = os.getpid(), spec.device.get("cores")
 
@@ -82,7 +84,7 @@ def start(spec: AttemptSpec, paths: AttemptPaths, token: str) -> subprocess.Pope
 
 
 def _explain(error: Exception, spec: AttemptSpec) -> str:
-    command = spec.argv[0] if spec.argv else ""
+    command = spec.argv[0]
     if isinstance(error, OSError) and not Path(spec.cwd).is_dir():
         return f"[trainer] cwd: {spec.cwd!r} is no folder; the trainer cannot be started in it"
     if isinstance(error, FileNotFoundError) and (Path(spec.cwd) / command).is_file():

@@ -43,7 +43,7 @@ class Limits:
         self._compiled_s = 0.0
         self._evaluated_s = -math.inf
         self._control = Control()
-        self._look = False
+        self._evaluation: tuple[float, int] | None = None
         self._over: tuple[float, int, Stop] | None = None
         self._finished_at: float | None = None
 
@@ -66,7 +66,7 @@ class Limits:
             self._training_at = now
             self._compiled_s = clock.compile
         if event.event == "evaluated":
-            self._look = True
+            self._evaluation = (now, event.step)
             if event.body.get("slice", "probe") == "probe":
                 self._evaluated_s = clock.seconds(self._spec.clock)
         elif event.event in ("run_finished", "run_failed") and self._finished_at is None:
@@ -90,13 +90,13 @@ class Limits:
 
     def _measured(self, now: float, fold: Fold) -> Stop | None:
         """The target was crossed, or the metric is no number, and the trainer goes on regardless."""
-        if self._look:
-            self._look = False
+        if self._evaluation is not None:
             stop = self._verdict(fold)
             if stop is None:
                 self._over = None
             elif self._over is None or self._over[2].reason is not stop.reason:
-                self._over = (now, fold.step, stop)
+                self._over = (*self._evaluation, stop)
+            self._evaluation = None
         if self._over is None or self._finished_at is not None:
             return None
         since_at, step, stop = self._over

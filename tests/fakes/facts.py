@@ -33,6 +33,7 @@ START_LOSS = 5.5
 FLOOR_LOSS = 2.2
 TOKENS_PER_STEP = 64
 EVALUATE_EVERY = 20
+NEVER_S = 20.0  # a trial that is stopped would have needed so long
 BEGAN_AT = 1_760_000_000.0
 
 
@@ -145,7 +146,8 @@ class Clockwork:
         failed_before: int = 0,
         message: str = "",
     ) -> TrialFacts:
-        """Add a trial: reached after `seconds`, or (None) ended for `reason` at `stop_s`."""
+        """Add a trial: reached after `seconds`, or (None) ended for `reason` at `stop_s`, which
+        must be under `NEVER_S`."""
         point = self.study.space.point({**self.study.space.baseline(), **values})
         planned = PlannedTrial(
             id=trial_id,
@@ -173,7 +175,7 @@ class Clockwork:
             why = reason or Reason.CAP
             measured = OUTCOME_OF[why] == "censored"
             curve = (
-                make_curve(4 * stop_s, step_s=step_s, tokens_per_step=tokens, stop_s=stop_s)
+                make_curve(NEVER_S, step_s=step_s, tokens_per_step=tokens, stop_s=stop_s)
                 if measured
                 else ()
             )

@@ -54,6 +54,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--config", type=Path, help="a TOML or JSON file, see above")
     add("--virtual-clock", action="store_true", help="no sleeping, an exact clock")
+    add("--tau-s", type=float, default=1.0, help="tau_s, where no configuration gives it")
     add("--eval-every", type=int, default=5)
     add("--step-every", type=int, default=1, help="emit a step event every so many steps; 0: none")
     add("--noise", type=float, default=0.0, help="log-normal noise of tau, drawn from the seed")
@@ -131,7 +132,9 @@ class Trainer:
         self.max_steps = int(number("max_steps", most) or most)
         batch = number("batch", 64.0) or 64.0
         self.step_s = (number("step_s", 0.01) or 0.01) * batch / 64
-        self.tau = time_constant(number("lr", 0.01) or 0.01, batch, number("tau_s", 1.0) or 1.0)
+        self.tau = time_constant(
+            number("lr", 0.01) or 0.01, batch, number("tau_s", self.options.tau_s) or 1.0
+        )
         draw = zlib.crc32(f"{self.seed}/{sorted(given.items())}".encode()) / 2**32
         self.tau *= math.exp(self.options.noise * (2 * draw - 1) * math.sqrt(3))
         self.batch = int(batch)

@@ -229,7 +229,6 @@ def seconds() -> Callable[[Mapping[str, object]], float]:
         lr = float(point["optim.lr"])
         slow = 1.0 if point["optim.method"] == "fast" else 1.25
 
-
         return 60 * slow * (1 + 0.3 * math.log(lr / 0.02) ** 2)
 
     return time_of

@@ -499,7 +499,7 @@ def test_unknown_scale(study_text, write_study):
     assert error.problem == "expected tables such as [scale.small]"
 
 
-WRONG = (True, 3, -3, 0, 1.5, float("inf"), "word", "", datetime.date(2020, 1, 1), [], {}, [{}], [[]])
+WRONG = (True, -3, 1.5, float("inf"), "word", datetime.date(2020, 1, 1), [], {}, [{}])
 
 
 def test_no_wrong_value_anywhere_escapes(study_text, write_study, tmp_path):

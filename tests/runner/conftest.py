@@ -126,7 +126,7 @@ def attempt(tmp_path):
             "study": "tests",
             "trial": f"t{len(made)}",
             "attempt": 1,
-            "argv": argv or command,
+            "argv": command if argv is None else argv,
             "cwd": str(tmp_path),
             "run_dir": str(folder),
             "metric": "val_loss",

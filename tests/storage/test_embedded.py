@@ -248,7 +248,7 @@ def test_a_killed_supervisor_takes_its_server_along_and_the_holder_gets_a_new_on
 
 
 def test_the_next_command_recovers_what_a_killed_supervisor_left(place):
-    command = place.running_command("first")
+    place.running_command("first")
     os.kill(place.status().supervisor_pid, signal.SIGKILL)
     place.wait_stopped()  # the supervisor, that is; its server is still going down
     assert place.rows() == ["first"]
@@ -303,6 +303,43 @@ def test_a_supervisor_ended_by_the_system_stops_its_server_cleanly(place):
         os.kill(pid, signal.SIGTERM)
         place.wait_stopped()
     assert "database system is shut down" in place.status().log.read_text()
+
+
+@pytest.mark.parametrize("what", ["socket", "folder"])
+def test_a_removed_socket_comes_back(place, what):
+    with place.open() as server:
+        status = place.status()
+        if what == "socket":
+            (status.sockets / cluster.SOCKET_NAME).unlink()
+        else:
+            shutil.rmtree(status.sockets)
+        wait_for(lambda: place.status().running and place.status().pid != status.pid, "a new one")
+        url = server.url
+        server.ensure()
+        assert server.url == url
+        assert query(url, "SELECT 1") == [(1,)]
+
+
+def test_a_server_that_cannot_be_reached_from_here_is_told_so(place):
+    # As from another machine or container that shares the home: locked, ready, and no socket.
+    layout.Folder.of(place.home).create()
+    folder = layout.Folder.of(place.home)
+    held = layout.try_lock(folder.supervisor_lock)
+    state = layout.State("ready", 1, "elsewhere", sockets=str(place.folder / "nothing"))
+    layout.write_state(folder, state)
+    try:
+        with pytest.raises(DatabaseUnusable, match="runs on host elsewhere"):
+            embedded.open_server(place.home, purpose="test", timeout_s=0.2)
+    finally:
+        os.close(held)
+
+
+def test_the_supervisor_gets_none_of_the_commands_secrets(place, monkeypatch):
+    monkeypatch.setenv("SWEEP_DATABASE_URL", "postgresql://someone:secret@example/db")
+    with place.open():
+        environment = Path(f"/proc/{place.status().supervisor_pid}/environ").read_text()
+        assert "PYTHONPATH" in environment
+        assert "secret" not in environment
 
 
 def test_a_forked_child_does_not_hold(place):
@@ -529,7 +566,7 @@ def test_no_programs_says_what_to_install(place):
 
 def test_a_wrong_setting_is_told_in_the_words_of_postgres(place):
     with pytest.raises(DatabaseUnusable, match="max_connections"):
-        place.open(settings={"max_connections": "many"})
+        place.open(settings={"max_connections": "many", "fsync": "off"})
 
 
 def test_damaged_data_are_refused_and_left_alone(place):

@@ -42,6 +42,9 @@ POLL_S = 0.02
 START_S = 90.0
 STOP_S = 60.0
 MOST_STARTS = 3
+# The supervisor outlives its command, so it gets none of the command's other variables (secrets,
+# marks by which a process tree is found).
+PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONHOME", "XDG_RUNTIME_DIR")
 DEFAULT_OPTIONS = Options()
 
 
@@ -371,7 +374,9 @@ def _spawn(folder: Folder, options: Options, deadline: float) -> None:
     """Start a supervisor; when this returns it holds its lock, or another one does."""
     # -P: the working folder's modules are nobody's business; ours are found where they are now.
     package_root = str(Path(sweeper.__file__).resolve().parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
+    search = filter(None, [package_root, os.environ.get("PYTHONPATH")])
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment["PYTHONPATH"] = os.pathsep.join(search)
     command = [
         *(sys.executable, "-P", "-m", "sweeper.storage.embedded.supervisor", str(folder.path)),
         *options.arguments(),
@@ -384,10 +389,7 @@ def _spawn(folder: Folder, options: Options, deadline: float) -> None:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(filter(None, [package_root, inherited])),
-                },
+                env=environment,
                 start_new_session=True,
                 timeout=max(1.0, deadline - time.monotonic()),
                 check=False,

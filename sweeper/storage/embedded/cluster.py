@@ -291,15 +291,30 @@ def _initialise(
         command = [
             *(str(installation.bin / "initdb"), "-D", str(temporary), "-U", USER),
             *(f"--pwfile={once}", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"),
-            *(() if durable else ("--no-sync",)),
+            "--no-sync",
         ]
         _run(cluster, command, INITDB_S, "initdb")
+        if durable:
+            _flush(temporary)
         temporary.rename(cluster.data)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     finally:
         Path(once).unlink(missing_ok=True)
+
+
+def _flush(place: Path) -> None:
+    """Have a folder's file system on disk: once, instead of initdb's thousand single files."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        if not hasattr(_libc, "syncfs"):
+            os.sync()
+        elif _libc.syncfs(descriptor) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(place))
+    finally:
+        os.close(descriptor)
 
 
 def _reset_password(folder: Folder, cluster: Cluster, installation: Installation) -> None:

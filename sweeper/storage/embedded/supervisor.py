@@ -209,9 +209,16 @@ class Supervisor:
             self.folder.stop_request.unlink(missing_ok=True)
             return False
         if self._process.poll() is not None:
+            self._log(f"Postgres ended by itself, code {self._process.returncode}")
             self._restart()
         elif not ready:
             self._look_whether_ready()
+        elif not (self._sockets / SOCKET_NAME).exists():
+            self._log("the socket was removed (a cleaner of /tmp?): starting again")
+            self._end_process()
+            account = self._cluster.account
+            self._sockets = clusters.socket_folder(self.folder, account, str(self._sockets))
+            self._restart()
         if self._written != self._state:
             self._say()  # the disk was full when it was first said
         return not self._is_forsaken()
@@ -230,7 +237,6 @@ class Supervisor:
     def _restart(self) -> None:
         assert self._process is not None
         code = self._process.returncode
-        self._log(f"Postgres ended by itself, code {code}")
         now = time.monotonic()
         never_ready = self._state.phase == "starting" and not self._restarts
         too_often = (
@@ -277,20 +283,24 @@ class Supervisor:
     # ------------------------------------------------------------------------------- stopping
 
     def _stop_server(self) -> None:
-        process = self._process
-        if process is not None and process.poll() is None:
-            self._say(phase="stopping")
-            began = time.monotonic()
-            gone = not self._owns_folder()
-            ways = [(signal.SIGINT, STOP_S), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)]
-            for number, limit_s in ways[1:] if gone else ways:
-                process.send_signal(number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(limit_s)
-                    self._log(f"stopped by {number.name} in {time.monotonic() - began:.2f} s")
-                    break
+        self._end_process()
         if self._alone:
             shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def _end_process(self) -> None:
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        self._say(phase="stopping")
+        began = time.monotonic()
+        ways = [(signal.SIGINT, STOP_S), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)]
+        # Without its folder there is nothing left to be careful with.
+        for number, limit_s in ways if self._owns_folder() else ways[1:]:
+            process.send_signal(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(limit_s)
+                self._log(f"stopped by {number.name} in {time.monotonic() - began:.2f} s")
+                return
 
     # -------------------------------------------------------------------------------- telling
 
