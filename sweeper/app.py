@@ -88,7 +88,7 @@ class App:
     def say(self, text: str) -> None:
         """One line for people."""
         if not self.settings.quiet:
-            print(text, file=sys.stderr if self.settings.json else sys.stdout, flush=True)  # noqa: T201
+            print(text, file=sys.stderr if self.settings.json else sys.stdout, flush=True)
 
     def out(self, document: Any) -> None:
         """The one JSON document of `--json`, strict."""

@@ -54,7 +54,7 @@ class _Document:
         """
         try:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"{path}: {error}") from None
 
 

@@ -168,17 +168,13 @@ class StageRun:
             if trial is None:  # another stage's: its own command will look at it
                 continue
             paths = self.home.attempt(self.study.name, trial.id, begun.attempt)
-            known = Running(trial, begun.attempt, paths, None, attempts.Follow(paths))
-            if paths.outcome.exists():
-                self._record_ended(known)
-            elif self.executor.adopt(paths.folder):
+            slot = None if paths.outcome.exists() else self.executor.adopt(paths.folder)
+            known = Running(trial, begun.attempt, paths, slot, attempts.Follow(paths))
+            if slot is not None:
                 self._running[str(paths.folder)] = known
                 self.progress.note(f"{trial.id}: still running, taken over")
-            elif paths.outcome.exists():  # it ended between the two looks
+            else:  # it has ended, or vanished without an outcome
                 self._record_ended(known)
-            else:
-                facts = attempts.lost(paths, "its runner vanished without leaving an outcome")
-                self._record_facts(known, facts)
 
     def _synchronise_search(self) -> None:
         """Bring the search library up to date with our tables (record first, tell second)."""
@@ -206,9 +202,7 @@ class StageRun:
         if self._trouble is not None or not self._may_start():
             return
         taken = {r.slot.name for r in self._running.values() if r.slot is not None}
-        unknown = sum(1 for r in self._running.values() if r.slot is None)
-        free = [s for s in self.executor.slots() if s.name not in taken]
-        for slot in free[: max(0, len(free) - unknown)]:
+        for slot in (s for s in self.executor.slots() if s.name not in taken):
             trial = next((t for t in self._plan.trials if self._ready(t)), None)
             if trial is None or not self._may_start():
                 return

@@ -222,12 +222,13 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
         if record.closed_at is None:
             left += planned - done
     best: dict[str, Any] | None = None
+    target = records[-1].effective_target
     for facts in store.facts(study.name):
         attempt = facts.counted
         if attempt is None:
             continue
         walls.append(attempt.wall_s)
-        found_time = time_to_target(attempt, study.objective.target, study.objective.clock)
+        found_time = time_to_target(attempt, target, study.objective.clock)
         if found_time is None or not found_time.reached:
             continue
         if best is None or found_time.seconds < best["time_to_target_s"]:
@@ -262,8 +263,11 @@ def show(args: argparse.Namespace) -> int:
     """One trial: configuration, curve, why it ended."""
     with App(args) as app:
         study = app.study(quiet=args.json)
-        facts = find_trial(app.store(), study, args.trial)
-        document = trial_document(study, facts)
+        store = app.store()
+        facts = find_trial(store, study, args.trial)
+        record = store.stage(study.name, facts.trial.stage)
+        target = record.effective_target if record else study.objective.target
+        document = trial_document(study, facts, target)
         app.out(document)
         if not args.json:
             from sweeper.report import console  # noqa: PLC0415
@@ -272,7 +276,7 @@ def show(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def trial_document(study: Study, facts: TrialFacts) -> dict[str, Any]:
+def trial_document(study: Study, facts: TrialFacts, target: float) -> dict[str, Any]:
     """The document of `show --json`: the trial and each of its attempts."""
     from sweeper.commands.output import attempt_document  # noqa: PLC0415
 
@@ -286,8 +290,8 @@ def trial_document(study: Study, facts: TrialFacts) -> dict[str, Any]:
         "point": dict(trial.point),
         "seed": trial.seed,
         "replicate_of": trial.replicate_of,
-        "target": study.objective.target,
-        "attempts": [attempt_document(study, trial, a) for a in facts.attempts],
+        "target": target,
+        "attempts": [attempt_document(study, trial, a, target) for a in facts.attempts],
     }
 
 
@@ -310,11 +314,11 @@ def _follow(folder: Path, *, follow: bool) -> None:
     offsets: dict[str, int] = {"stdout.log": 0, "stderr.log": 0}
     while True:
         ended = (folder / "outcome.json").exists()
-        for name in offsets:
+        for name, offset in offsets.items():
             path = folder / name
             if path.exists():
                 with path.open("rb") as file:
-                    file.seek(offsets[name])
+                    file.seek(offset)
                     data = file.read()
                 offsets[name] += len(data)
                 os.write(sys.stdout.fileno(), data)

@@ -18,7 +18,7 @@ from typing import Any
 
 import tomli_w
 
-from sweeper.analysis.ranking import search_ranking
+from sweeper.analysis.verdict import verdict
 from sweeper.app import App
 from sweeper.commands.facts import study_facts
 from sweeper.configuration import fill_command, resolve_config
@@ -79,15 +79,14 @@ def _best(study: Study, store: Store, form: str) -> tuple[str, int]:
     facts = study_facts(study, store)
     if not facts.stages:
         raise PlanError(f"{study.name}: nothing has been run here yet; run `sweep stage1` first")
-    rows = [row for row in search_ranking(facts) if row.reached]
-    if not rows:
+    winner = verdict(facts).winner
+    if winner is None:
         print(  # noqa: T201
             f"sweep: {study.name}: nothing reached {facts.target:g} or a fallback; "
             "`sweep report` says which target is within reach",
             file=sys.stderr,
         )
         return "", EXIT_NOTHING_REACHED
-    winner = confirmed_winner(facts) or rows[0]
     point = winner.point
     config = resolve_config(
         study,
@@ -115,21 +114,11 @@ def _best(study: Study, store: Store, form: str) -> tuple[str, int]:
     raise StudyError(f"--best --format {form}: expected toml, json or args")
 
 
-def confirmed_winner(facts: Any) -> Any:
-    """The row that confirm's own runs put first, or None where confirm has not run."""
-    from sweeper.analysis.ranking import rank  # noqa: PLC0415
-
-    stage = facts.stages.get("confirm")
-    if stage is None:
-        return None
-    rows = rank([stage], target=stage.effective_target, clock=facts.clock)
-    return rows[0] if rows and rows[0].reached else None
-
-
 def _trials(study: Study, store: Store, form: str) -> str:
     documents = [
-        attempt_document(study, facts.trial, attempt)
-        for facts in store.facts(study.name)
+        attempt_document(study, facts.trial, attempt, record.effective_target)
+        for record in store.stages(study.name)
+        for facts in store.facts(study.name, record.stage)
         for attempt in facts.attempts
     ]
     if form == "jsonl":
@@ -156,9 +145,11 @@ def _flatten(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, "" if value is None else value
 
 
-def attempt_document(study: Study, trial: PlannedTrial, attempt: AttemptFacts) -> dict[str, Any]:
-    """One attempt as `export --trials --format jsonl` gives it."""
-    found = time_to_target(attempt, study.objective.target, study.objective.clock)
+def attempt_document(
+    study: Study, trial: PlannedTrial, attempt: AttemptFacts, target: float
+) -> dict[str, Any]:
+    """One attempt as `export --trials --format jsonl` gives it, judged at its stage's target."""
+    found = time_to_target(attempt, target, study.objective.clock)
     reached = found is not None and found.reached
     return {
         "study": study.name,
@@ -176,7 +167,7 @@ def attempt_document(study: Study, trial: PlannedTrial, attempt: AttemptFacts) -
         "time_to_target_s": found.seconds if found is not None and reached else None,
         "censored_at_s": found.seconds if found is not None and not reached else None,
         "cap_s": attempt.cap_s,
-        "target": study.objective.target,
+        "target": target,
         "steps": attempt.steps,
         "tokens": attempt.tokens,
         "phases": attempt.phases.as_dict(),

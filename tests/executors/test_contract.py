@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeper.errors import DiskUnusable
 from sweeper.executors.local import LocalExecutor, cpu_slots
 from sweeper.executors.simulated import SimulatedExecutor
 from sweeper.paths import AttemptPaths, write_json
@@ -204,17 +205,15 @@ class TestLocalExecutor(ExecutorContract):
         assert processes.marked(known.token) == []
 
     def test_secrets_stay_here(self, executor, monkeypatch):
-        monkeypatch.setenv("SWEEP_DATABASE_URL", "postgresql://me:secret@host/db")
+        monkeypatch.setenv("SWEEP_DATABASE_URL", "postgresql://me:s3kr1t@host/db")
         slot = executor.slots()[0]
         spec = self.prepare(slot, "--startup", "0.5")
         executor.submit(spec, slot)
         known = self.running(spec)
         for pid in (known.pid, known.trainer):
-            assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
+            assert b"s3kr1t" not in Path(f"/proc/{pid}/environ").read_bytes()
         self.all_gone(executor, 1)
 
     def test_a_runner_that_cannot_write_its_log(self, executor):
-        from sweeper.errors import DiskUnusable
-
         with pytest.raises(DiskUnusable, match=r"runner\.log"):
             executor.submit(self.home / "gone" / "spec.json", executor.slots()[0])

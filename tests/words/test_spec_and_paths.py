@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 
 import pytest
@@ -87,7 +86,7 @@ def test_a_file_is_whole_private_and_replaced(tmp_path):
     write_whole(path, "new ü ☃")
     assert path.read_text(encoding="utf-8") == "new ü ☃"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert os.listdir(tmp_path) == ["file"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -98,7 +97,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, float("nan"))
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_paths_that_are_no_unicode_survive_json(tmp_path):
