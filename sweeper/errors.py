@@ -9,6 +9,7 @@ It must not know who raises them, or how they are printed.
     │   └── PlanChangedError          the study differs from its frozen plan
     ├── EnvironmentUnusable        3  database, device, data, trainer command
     │   ├── DatabaseUnusable
+    │   │   └── DatabaseGone         waiting may help
     │   ├── DeviceUnusable
     │   ├── TrainerUnusable
     │   └── DiskUnusable
@@ -72,6 +73,13 @@ class EnvironmentUnusable(SweepError):  # noqa: N818 - it reads as what it says
 
 class DatabaseUnusable(EnvironmentUnusable):
     """The database cannot be reached, refuses us, or has the wrong schema."""
+
+
+class DatabaseGone(DatabaseUnusable):
+    """The database cannot be used now but may be later: restarting, unreachable, full, crowded.
+
+    Nothing was recorded by the call that raised it; wait and repeat the call.
+    """
 
 
 class DeviceUnusable(EnvironmentUnusable):

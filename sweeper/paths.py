@@ -126,6 +126,10 @@ class Home:
         """The folder of one attempt (1-based) at a trial."""
         return AttemptPaths(self.study(study) / trial / f"attempt-{attempt}")
 
+    def stage_document(self, study: str, stage: str) -> Path:
+        """A stage's plan, kept beside its run folders so that a database can be rebuilt."""
+        return self.study(study) / f"{stage}.json"
+
     def report(self, study: str) -> Path:
         """Where a study's report is written unless told otherwise."""
         return self.folder / "reports" / study

@@ -15,6 +15,8 @@ from typing import Any, Literal, Self
 from sweeper.trial import Clock, Outcome, Reason
 
 SPEC_VERSION = 1
+CANCELLED = "cancelled"
+"""The message of an attempt that was ended by `sweep cancel`: it is not tried again by itself."""
 
 
 class SpecError(ValueError):

@@ -5,20 +5,23 @@ It must not know which executor, database or sampler it was given.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sweeper import attempts
 from sweeper.errors import EnvironmentUnusable, PlanError
 from sweeper.executors.base import Executor, Slot
 from sweeper.objective import TimeToTarget, crossing, time_to_target
-from sweeper.paths import AttemptPaths, Home, write_json
+from sweeper.paths import AttemptPaths, Home, make_private, write_json
+from sweeper.patience import Patient
+from sweeper.plan_document import StageDocument
 from sweeper.progress import Progress
 from sweeper.search.base import Search, Told
-from sweeper.spec import Control
+from sweeper.spec import CANCELLED, Control
 from sweeper.stages import Stage
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
@@ -27,7 +30,6 @@ from sweeper.trial import (
     Outcome,
     PlannedTrial,
     Reason,
-    StagePlan,
     TrialFacts,
 )
 
@@ -106,8 +108,10 @@ class StageRun:
     options: Mapping[str, Any] = field(default_factory=dict)
     exploratory: bool = False
     retry_failed: bool = False
+    revive: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
+        self.store = cast(Store, self._patient(self.store))
         self._facts: dict[str, TrialFacts] = {}
         self._running: dict[str, Running] = {}
         self._started = 0
@@ -117,6 +121,7 @@ class StageRun:
         self._why = ""
         self._trouble: EnvironmentUnusable | PlanError | None = None
         self._to_retry: set[str] = set()
+        self._waiting: list[PlannedTrial] | None = None
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -151,6 +156,7 @@ class StageRun:
             exploratory=self.exploratory,
         )
         self._plan = self._record.plan
+        self._keep_document()
         for facts in self.store.facts(self.study.name, name):
             self._facts[facts.trial.id] = facts
         if self.retry_failed:
@@ -178,7 +184,8 @@ class StageRun:
 
     def _synchronise_search(self) -> None:
         """Bring the search library up to date with our tables (record first, tell second)."""
-        self._search = self.search(self._search_name())
+        opened = self._patient(self.search)(self._search_name())
+        self._search = cast(Search, self._patient(opened))
         for facts in self._facts.values():
             for attempt in facts.attempts:
                 self._search.ask(_key(facts.trial, attempt.attempt), facts.trial.point, {})
@@ -192,7 +199,8 @@ class StageRun:
             return
         if plan != self._plan:
             self.store.update_plan(plan)
-            self._plan = plan
+            self._plan, self._waiting = plan, None
+            self._keep_document()
             for trial in plan.trials:
                 known = self._facts.get(trial.id)
                 if known is None or known.trial != trial:
@@ -203,7 +211,7 @@ class StageRun:
             return
         taken = {r.slot.name for r in self._running.values() if r.slot is not None}
         for slot in (s for s in self.executor.slots() if s.name not in taken):
-            trial = next((t for t in self._plan.trials if self._ready(t)), None)
+            trial = next(iter(self._ready_trials()), None)
             if trial is None or not self._may_start():
                 return
             try:
@@ -242,6 +250,7 @@ class StageRun:
         )
         self.executor.submit(spec, slot)
         self._to_retry.discard(trial.id)
+        self._waiting = None
         self._started += 1
         self._running[str(paths.folder)] = Running(
             trial, attempt, paths, slot, attempts.Follow(paths), bound.seconds if bound else None
@@ -259,18 +268,25 @@ class StageRun:
         if now - self._renewed_at > LEASE_TTL_S / 3:
             self.store.renew(self.lease, ttl_s=LEASE_TTL_S)
             self._renewed_at = now
-        if self.stop.level >= 2:
-            for running in self._running.values():
-                if running.paths.folder.exists() and not running.paths.control.exists():
-                    write_json(running.paths.control, Control(cancel=True).to_json())
+        out_of_time = self.budget.max_hours is not None and self._hours() >= self.budget.max_hours
+        if self.stop.level >= 2 or out_of_time:
+            self._drain()
+
+    def _drain(self) -> None:
+        """End what runs: it counts as measured until now, and is run again by the next command."""
+        for running in self._running.values():
+            if not running.paths.control.exists():
+                with contextlib.suppress(OSError):  # a folder that vanished has nobody to tell
+                    write_json(running.paths.control, Control(drain=True).to_json())
 
     def _close(self) -> StageEnd:
-        plan_done = all(not t.open and not self._ready(t) for t in self._plan.trials)
-        if self._ending == "complete" and plan_done:
+        if self._ending == "complete" and not self._anything_left():
             self._judge_target()
             self.store.close_stage(self.study.name, self.stage.name)
         record = self.store.stage(self.study.name, self.stage.name)
         assert record is not None
+        self._record = record
+        self._keep_document()
         ordered = [self._facts[t.id] for t in self._plan.trials if t.id in self._facts]
         return StageEnd(self._ending, record, tuple(ordered), self._why)
 
@@ -290,6 +306,7 @@ class StageRun:
         if all(a.attempt != facts.attempt for a in known.attempts):
             known = TrialFacts(known.trial, (*known.attempts, facts))
             self._facts[trial.id] = known
+        self._waiting = None
         if hasattr(self, "_search"):
             self._search.ask(_key(trial, facts.attempt), trial.point, {})
             self._tell(trial, facts)
@@ -330,22 +347,39 @@ class StageRun:
     # -- small questions -------------------------------------------------------------------------
 
     def _may_start(self) -> bool:
-        if self.stop.level and self._ending == "complete":
-            self._ending, self._why = "interrupted", "interrupted; give the same command to go on"
-        hours = (time.monotonic() - self._began_at) / 3600
-        spent = self.budget.max_hours is not None and hours >= self.budget.max_hours
+        if self._ending != "complete":
+            return False
+        if self.stop.level:
+            self._ending, self._why = (
+                "interrupted",
+                "interrupted; the same command goes on from here",
+            )
+        spent = self.budget.max_hours is not None and self._hours() >= self.budget.max_hours
         used = self.budget.max_trials is not None and self._started >= self.budget.max_trials
-        if (spent or used) and self._ending == "complete" and self._anything_ready():
+        if (spent or used) and self._anything_left():
             self._ending = "budget"
             limit = "--max-hours" if spent else "--max-trials"
-            self._why = f"{limit} is used up; give the same command again to go on"
+            self._why = f"{limit} is used up; the same command goes on from here"
         return self._ending == "complete"
 
-    def _anything_ready(self) -> bool:
-        return any(t.open or self._ready(t) for t in self._plan.trials)
+    def _hours(self) -> float:
+        return (time.monotonic() - self._began_at) / 3600
 
-    def _ready(self, trial: PlannedTrial) -> bool:
-        if trial.open or any(r.trial.id == trial.id for r in self._running.values()):
+    def _anything_left(self) -> bool:
+        return bool(self._ready_trials()) or any(t.open for t in self._plan.trials)
+
+    def _ready_trials(self) -> list[PlannedTrial]:
+        """Trials that could start now, in plan order; worked out anew only when something changed."""
+        if self._waiting is None:
+            facts = list(self._facts.values())
+            busy = {r.trial.id for r in self._running.values()}
+            self._waiting = [
+                t for t in self._plan.trials if t.id not in busy and self._needs_run(t, facts)
+            ]
+        return self._waiting
+
+    def _needs_run(self, trial: PlannedTrial, facts: Sequence[TrialFacts]) -> bool:
+        if trial.open:
             return False
         known = self._facts.get(trial.id)
         counted = known.counted if known else None
@@ -353,14 +387,41 @@ class StageRun:
             return True
         if counted.outcome is Outcome.FAILED:
             same = sum(1 for a in known.attempts if a.reason is counted.reason)
-            return same < TRIES.get(counted.reason, 1)
+            return counted.message != CANCELLED and same < TRIES.get(counted.reason, 1)
         if counted.outcome is Outcome.INVALID:
             return len(known.attempts) < 2
+        if counted.reason is Reason.BUDGET:
+            return True
         if counted.reason is Reason.CAP and counted.cap_s is not None:
             # the time that set the cap may have been replaced by a slower one: reopen
-            bound = self.stage.cap(trial, list(self._facts.values()), self.target)
+            bound = self.stage.cap(trial, facts, self.target)
             return bound is None or bound.seconds > counted.cap_s * 1.001
         return False
+
+    def _patient(self, target: Any) -> Patient:
+        return Patient(target, note=self.progress.note, revive=self.revive)
+
+    def _keep_document(self) -> None:
+        """The plan beside the run folders, so that `sweep db rebuild` needs nothing else.
+
+        Raises:
+            DiskUnusable: the home cannot be written.
+        """
+        document = StageDocument(
+            plan=self._plan,
+            definition=self._record.definition,
+            definition_hash=self._record.definition_hash,
+            options=self._record.options,
+            exploratory=self._record.exploratory,
+            effective_target=self._record.effective_target,
+            closed=self._record.closed_at is not None,
+        )
+        path = self.home.stage_document(self.study.name, self.stage.name)
+        try:
+            make_private(path.parent)
+            write_json(path, document.to_json())
+        except OSError as error:
+            raise attempts.disk_unusable(path.parent, error) from None
 
     def _run_target(self) -> float | None:
         return self.target if self.study.objective.goal == "time_to_target" else None
@@ -369,7 +430,8 @@ class StageRun:
         return time_to_target(facts, self.target, self.study.objective.clock)
 
     def _done(self) -> int:
-        return sum(1 for t in self._plan.trials if not t.open and not self._ready(t))
+        waiting = {t.id for t in self._ready_trials()}
+        return sum(1 for t in self._plan.trials if not t.open and t.id not in waiting)
 
     def _search_name(self) -> str:
         name = f"{self.study.name}/{self.stage.name}"
@@ -409,8 +471,3 @@ def effective_target(study: Study, facts: Sequence[TrialFacts], target: float) -
 
 def _key(trial: PlannedTrial, attempt: int) -> str:
     return trial.id if attempt == 1 else f"{trial.id}#{attempt}"
-
-
-def describe(plan: StagePlan) -> str:
-    """`20 entries, 17 distinct`: a plan in a few words."""
-    return f"{plan.entries} entries, {plan.distinct} distinct"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sweeper.events import Event, Fold
 from sweeper.objective import crossing
-from sweeper.spec import AttemptSpec, Control
+from sweeper.spec import CANCELLED, AttemptSpec, Control
 from sweeper.trial import Phases, Reason
 
 CAP_BACKSTOP = 1.5
@@ -79,7 +79,7 @@ class Limits:
     def check(self, now: float, clock: Phases, fold: Fold) -> Stop | None:
         """The first reason to stop, or None. `clock` is the attempt's clock at `now`."""
         if self._control.cancel:
-            return Stop(Reason.KILLED, "cancelled")
+            return Stop(Reason.KILLED, CANCELLED)
         return (
             self._measured(now, fold)
             or self._capped(clock)

@@ -22,7 +22,7 @@ from optuna.distributions import (
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from sweeper.errors import DatabaseUnusable
+from sweeper.errors import DatabaseGone, DatabaseUnusable
 from sweeper.search.base import Told
 from sweeper.space import Categorical, Float, Integer, Parameter, Point, Space
 
@@ -159,7 +159,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
-        raise DatabaseUnusable(
+        raise DatabaseGone(
             "the database stopped answering while Optuna's tables were written "
             f"({type(error).__name__})"
         ) from None

@@ -11,18 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from sweeper.errors import DatabaseUnusable
 from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, StageName, StagePlan, TrialFacts
 
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 STAGES: Final[tuple[StageName, ...]] = ("stage1", "stage2", "confirm")
-
-
-class DatabaseGone(DatabaseUnusable):
-    """The database cannot be used now but may be later: restarting, unreachable, full, crowded.
-
-    Nothing was recorded by the call that raised it; wait and repeat the call.
-    """
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from typing import Final
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from sweeper.errors import DatabaseUnusable
-from sweeper.storage.base import DatabaseGone
+from sweeper.errors import DatabaseGone, DatabaseUnusable
 from sweeper.storage.url import EXPECTED, mask, without_secrets
 
 REFUSED: Final = "the password (or the user's name) was refused"

@@ -28,10 +28,9 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from sweeper.errors import DatabaseUnusable, StudyBusy
+from sweeper.errors import DatabaseGone, DatabaseUnusable, StudyBusy
 from sweeper.storage import migrate, queries, rows
 from sweeper.storage.base import (
-    DatabaseGone,
     Lease,
     RunningAttempt,
     StageRecord,

@@ -28,7 +28,7 @@ def test_blocks(study, points):
         assert len({t.seed for t in block}) == 1
     assert len({block[0].seed for block in blocks.values()}) == 10
     assert len({tuple(t.id[-1] for t in block) for block in blocks.values()}) > 3
-    assert [t for t in plan.trials] == sorted(plan.trials, key=lambda t: t.block)
+    assert list(plan.trials) == sorted(plan.trials, key=lambda t: t.block)
     marked = {t.point for t in plan.trials if "baseline" in t.groups}
     assert marked == {baseline}
     assert all(t.replicate_of == f"c-01-{t.id[-1]}" for t in plan.trials if t.block > 1)

@@ -76,7 +76,7 @@ def test_forbidden_entries_are_left_out_with_a_note(study_text, write_study):
 def test_group_of_forbidden_entries_is_an_error(study_text, write_study):
     text = study_text.replace('"optim.method" = "fast"\n"data.batch" = 128', '"optim.lr" = 0.02')
     text = text.replace('{ "optim.lr" = 0.05,', '{ "optim.lr" = 0.02,')
-    with pytest.raises(PlanError, match="^group C: every entry is forbidden"):
+    with pytest.raises(PlanError, match=r"^group C: every entry is forbidden"):
         plan_stage1(load(write_study(text)), {})
 
 
@@ -154,7 +154,7 @@ def test_failed_level_loses_to_a_measured_one(study, make):
 
 def test_nothing_finished_is_an_error(study, make):
     times = {f"s1-A{i}": make.failed() for i in range(1, 5)}
-    with pytest.raises(PlanError, match="^best_of group A: nothing finished, all 4 trials failed"):
+    with pytest.raises(PlanError, match=r"^best_of group A: nothing finished, all 4 trials failed"):
         winner(study, "A", group_a(study, make, times), 5.0)
 
 

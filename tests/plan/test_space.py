@@ -120,7 +120,7 @@ def test_categorical_refuses(wrong):
 
 
 def test_missing_value_is_named():
-    with pytest.raises(ValueError, match="^optim.lr: has no value here and no baseline"):
+    with pytest.raises(ValueError, match=r"^optim\.lr: has no value here and no baseline"):
         SPACE.point({"batch": 8})
 
 

@@ -186,5 +186,5 @@ def test_unknown_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StudyError, match=r"study 'ngtp': neither .*nearest known is 'ngpt'"):
         catalog.choose("ngtp")
-    with pytest.raises(StudyError, match="the folder has no study.toml"):
+    with pytest.raises(StudyError, match=r"the folder has no study\.toml"):
         catalog.choose(str(tmp_path))
