@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what a command does not need is not imported: help and stat
     from sweeper.progress import Progress
     from sweeper.search.base import Search
     from sweeper.storage.base import Lease, Store
+    from sweeper.storage.embedded import Server
     from sweeper.sweep import Stop
 
 
@@ -66,6 +67,7 @@ class App:
         self._args = args
         self._closing = contextlib.ExitStack()
         self._url: str | None = None
+        self._server: Server | None = None
         self._store: Store | None = None
 
     def __enter__(self) -> Self:
@@ -141,8 +143,14 @@ class App:
                     self.settings.home, purpose=f"sweep {self._args.verb}"
                 )
                 self._closing.callback(server.close)
+                self._server = server
                 self._url = server.url
         return self._url
+
+    def revive(self) -> None:
+        """Bring the embedded server back when it (and its supervisor) were killed."""
+        if self._server is not None:
+            self._server.ensure()
 
     def store(self, *, create: bool = False) -> Store:
         """Our tables; an embedded database brings its schema up to date by itself.
@@ -162,14 +170,21 @@ class App:
         """Whether there is anything to read: a URL, or an embedded database made before."""
         return bool(self.settings.database) or self.home.database.exists()
 
-    def search(self, study: Study) -> Callable[[str], Search]:
-        """Opens Optuna's study of a given name in the same database."""
+    def search(self, study: Study, *, create: bool = True) -> Callable[[str], Search]:
+        """Opens Optuna's study of a given name in the same database.
+
+        Without `create` a study that is not there is an empty one in memory.
+        """
 
         def open_search(name: str) -> Search:
             from sweeper.search.optuna_search import OptunaStorage  # noqa: PLC0415
 
             storage = OptunaStorage(self.database_url())
             self._closing.callback(storage.close)
+            if not create and name not in storage.names():
+                from sweeper.search.memory import MemorySearch  # noqa: PLC0415
+
+                return MemorySearch()
             notes = {
                 "study": study.name,
                 "title": study.title,

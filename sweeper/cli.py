@@ -39,6 +39,8 @@ VERBS = {
     "report": "output:report",
     "export": "output:export",
     "dashboard": "output:dashboard",
+    "cancel": "repair:cancel",
+    "retry": "repair:retry",
     "db": "database:db",
 }
 
@@ -159,19 +161,25 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (
         ("show", "one trial: configuration, curve, why it ended"),
         ("logs", "one trial's output"),
+        ("cancel", "end one running trial; it is not tried again by itself"),
     ):
         one = verb(name, text)
         one.add_argument("trial", metavar="TRIAL", help="an id such as s1-A3 (see `sweep status`)")
         one.add_argument("--study", metavar="STUDY")
         if name == "logs":
             one.add_argument("-f", "--follow", action="store_true")
+    again = with_study(verb("retry", "run the trials that failed for good once more", running))
+    again.add_argument("--failed", action="store_true", required=True)
     dashboard = verb("dashboard", "the Optuna dashboard on this storage")
     dashboard.add_argument("--port", type=_positive, default=8080)
     dashboard.add_argument("--host", default="127.0.0.1")
     verb("studies", "list the built-in studies")
     database = verbs.add_parser("db", help="the embedded database, or an external one's schema")
     steps = database.add_subparsers(
-        dest="step", metavar="up|down|status|upgrade|url", required=True, parser_class=_Parser
+        dest="step",
+        metavar="up|down|status|upgrade|url|verify|rebuild",
+        required=True,
+        parser_class=_Parser,
     )
     for name, text in (
         ("up", "start the embedded database and keep it running"),
@@ -181,6 +189,11 @@ def build_parser() -> argparse.ArgumentParser:
         ("url", "print its URL (holds the password: for tools that need it)"),
     ):
         steps.add_parser(name, help=text, description=text, parents=[common])
+    for name, text in (
+        ("verify", "cross-check run folders, our tables and Optuna's"),
+        ("rebuild", "make our tables from run folders, and Optuna's studies from our tables"),
+    ):
+        with_study(steps.add_parser(name, help=text, description=text, parents=[common]))
     return parser
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from sweeper import attempts
+from sweeper import attempts, telling
 from sweeper.errors import EnvironmentUnusable, PlanError
 from sweeper.executors.base import Executor, Slot
 from sweeper.objective import TimeToTarget, crossing, time_to_target
@@ -20,7 +20,7 @@ from sweeper.paths import AttemptPaths, Home, make_private, write_json
 from sweeper.patience import Patient
 from sweeper.plan_document import StageDocument
 from sweeper.progress import Progress
-from sweeper.search.base import Search, Told
+from sweeper.search.base import Search
 from sweeper.spec import CANCELLED, Control
 from sweeper.stages import Stage
 from sweeper.storage.base import Lease, StageRecord, Store
@@ -184,11 +184,12 @@ class StageRun:
 
     def _synchronise_search(self) -> None:
         """Bring the search library up to date with our tables (record first, tell second)."""
-        opened = self._patient(self.search)(self._search_name())
+        declared = self.study.objective.target
+        name = telling.search_name(self.study.name, self.stage.name, self.target, declared)
+        opened = self._patient(self.search)(name)
         self._search = cast(Search, self._patient(opened))
         for facts in self._facts.values():
             for attempt in facts.attempts:
-                self._search.ask(_key(facts.trial, attempt.attempt), facts.trial.point, {})
                 self._tell(facts.trial, attempt)
 
     def _replan(self) -> None:
@@ -243,11 +244,7 @@ class StageRun:
             slot=slot.name,
             lease=self.lease,
         )
-        self._search.ask(
-            _key(trial, attempt),
-            trial.point,
-            {"trial": trial.id, "label": trial.label, "groups": list(trial.groups)},
-        )
+        self._search.ask(telling.key(trial, attempt), trial.point, telling.attributes(trial))
         self.executor.submit(spec, slot)
         self._to_retry.discard(trial.id)
         self._waiting = None
@@ -308,30 +305,14 @@ class StageRun:
             self._facts[trial.id] = known
         self._waiting = None
         if hasattr(self, "_search"):
-            self._search.ask(_key(trial, facts.attempt), trial.point, {})
             self._tell(trial, facts)
         self.progress.trial_ended(trial, facts, self._time(facts))
         self._check_breaker()
 
     def _tell(self, trial: PlannedTrial, facts: AttemptFacts) -> None:
-        time_s = self._time(facts)
-        attributes: dict[str, Any] = {
-            "outcome": facts.outcome.value,
-            "reason": facts.reason.value,
-            "best_loss": facts.best_loss,
-            "train_s": facts.phases.train,
-            "steps": facts.steps,
-        }
-        if time_s is None:
-            told = Told(None, attributes=attributes | {"message": facts.message[:500]})
-        elif time_s.reached:
-            told = Told(time_s.seconds, attributes=attributes)
-        else:
-            used_up = facts.reason in (Reason.STEPS, Reason.DIVERGED) or facts.cap_s is None
-            bound = self.study.limits.trial_s if used_up or facts.cap_s is None else facts.cap_s
-            missed = (facts.best_loss - self.target) if facts.best_loss is not None else 1e9
-            told = Told(bound, max(missed, 1e-9), attributes)
-        self._search.tell(_key(trial, facts.attempt), told)
+        key = telling.key(trial, facts.attempt)
+        self._search.ask(key, trial.point, telling.attributes(trial))
+        self._search.tell(key, telling.told(self.study, facts, self.target))
 
     def _check_breaker(self) -> None:
         ended = [f.attempts[-1] for f in self._facts.values() if f.attempts]
@@ -433,11 +414,6 @@ class StageRun:
         waiting = {t.id for t in self._ready_trials()}
         return sum(1 for t in self._plan.trials if not t.open and t.id not in waiting)
 
-    def _search_name(self) -> str:
-        name = f"{self.study.name}/{self.stage.name}"
-        declared = self.study.objective.target
-        return name if self.target == declared else f"{name}@{self.target:g}"
-
     def _show(self, running: Running) -> None:
         metric = self.study.objective.metric
         for event in running.follow.new():
@@ -467,7 +443,3 @@ def effective_target(study: Study, facts: Sequence[TrialFacts], target: float) -
         ):
             return candidate
     return None
-
-
-def _key(trial: PlannedTrial, attempt: int) -> str:
-    return trial.id if attempt == 1 else f"{trial.id}#{attempt}"

@@ -122,8 +122,10 @@ class TrainingLoop:
                 tensor.copy_(value)
         self.optimizer.clear_gradients()
         torch.random.set_rng_state(random_state)
-        # What exists now lives to the end of the run; the collector need not walk it again.
+        # What exists now lives to the end of the run: the collector, which the command line keeps
+        # off while torch is imported, need not walk it again.
         gc.freeze()
+        gc.enable()
 
     def _learn(self, step: int) -> Tensor:
         """Forward, backward and update on batch number `step`; the loss before the update."""

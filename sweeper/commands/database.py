@@ -14,6 +14,10 @@ from sweeper.errors import EXIT_DONE, EXIT_ENVIRONMENT, StudyError
 
 def db(args: argparse.Namespace) -> int:
     """Dispatch `sweep db STEP`."""
+    if args.step in ("verify", "rebuild"):
+        from sweeper.commands import repair  # noqa: PLC0415 - the other steps need no analysis
+
+        return repair.verify(args) if args.step == "verify" else repair.rebuild(args)
     with App(args) as app:
         steps = {"up": _up, "down": _down, "status": _status, "upgrade": _upgrade, "url": _url}
         return steps[args.step](app)

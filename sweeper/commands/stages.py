@@ -67,6 +67,12 @@ def run(args: argparse.Namespace) -> int:
     return _command(args, [_run_stage1, _run_stage2, _run_confirm], report=True)
 
 
+def run_stages(args: argparse.Namespace, names: Sequence[StageName]) -> int:
+    """The named stages, in order (for `retry`)."""
+    steps = {"stage1": _run_stage1, "stage2": _run_stage2, "confirm": _run_confirm}
+    return _command(args, [steps[name] for name in names])
+
+
 @dataclass(frozen=True)
 class Work:
     """What every stage of one command shares."""
@@ -123,11 +129,10 @@ def _run_stage1(work: Work) -> dict[str, Any]:
 def _run_stage2(work: Work) -> dict[str, Any]:
     study, store = work.study, work.store
     first = need_stage(store, study, "stage1", "sweep stage1")
-    k = work.args.from_top or study.stage2.from_top
     record = store.stage(study.name, "stage2")
+    k = _option(work, record, "from_top", study.stage2.from_top)
     if record is not None:
         _same_definition(work, "stage2", record)
-        _same_option(record, "from_top", k, "--from-top")
         plan = record.plan
     else:
         plan = plan_stage2(
@@ -146,13 +151,11 @@ def _run_confirm(work: Work) -> dict[str, Any]:
     study, store = work.study, work.store
     need_stage(store, study, "stage1", "sweep stage1")
     before = need_stage(store, study, "stage2", "sweep stage2")
-    top = work.args.top or study.confirm.top
-    repeats = work.args.repeats or study.confirm.repeats
     record = store.stage(study.name, "confirm")
+    top = _option(work, record, "top", study.confirm.top)
+    repeats = _option(work, record, "repeats", study.confirm.repeats)
     if record is not None:
         _same_definition(work, "confirm", record)
-        _same_option(record, "top", top, "--top")
-        _same_option(record, "repeats", repeats, "--repeats")
         plan = record.plan
     else:
         facts = study_facts(study, store)
@@ -191,6 +194,7 @@ def _run(work: Work, stage: Stage, target: float, options: Mapping[str, Any]) ->
         options=options,
         exploratory=work.args.exploratory,
         retry_failed=work.args.retry_failed,
+        revive=work.app.revive,
     ).run()
     if end.why:
         work.progress.note(end.why)
@@ -256,13 +260,24 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _same_option(record: StageRecord, name: str, value: Any, flag: str) -> None:
-    frozen = record.options.get(name)
-    if frozen is not None and frozen != value:
+def _option(work: Work, record: StageRecord | None, name: str, default: int) -> int:
+    """What the command line asks for, else what the plan was frozen with, else the study's.
+
+    Raises:
+        PlanChangedError: the command line asks for something else than the frozen plan.
+    """
+    asked: int | None = getattr(work.args, name, None)
+    frozen = record.options.get(name) if record else None
+    if frozen is None:
+        return asked or default
+    if asked is not None and asked != frozen:
+        flag = "--" + name.replace("_", "-")
+        assert record is not None
         raise PlanChangedError(
-            f"{record.study}: {record.stage} was planned with {flag} {frozen}, got {value}; "
+            f"{record.study}: {record.stage} was planned with {flag} {frozen}, got {asked}; "
             f"use {flag} {frozen}, or a new study name for another design"
         )
+    return int(frozen)
 
 
 def _check_command(study: Study) -> None:

@@ -14,7 +14,7 @@ from sweeper.design.groups import is_forbidden
 from sweeper.design.pairs import censored_s
 from sweeper.errors import PlanError
 from sweeper.objective import best_value, time_to_target
-from sweeper.space import NUMERIC, Parameter, Point, Value, show_value
+from sweeper.space import NUMERIC, Float, Integer, Parameter, Point, Value, show_value
 from sweeper.study import Study
 from sweeper.trial import AttemptFacts, Lock, Outcome, TrialFacts
 
@@ -313,7 +313,9 @@ class _Evidence:
         high = min(high, parameter.position(parameter.high))
         count = parameter.levels
         spots = [low + (high - low) * i / (count - 1) for i in range(count)]
-        levels: list[Value] = sorted({parameter.value_at(spot) for spot in spots})
+        exact: list[Value] = sorted({parameter.value_at(spot) for spot in spots})
+        short: list[Value] = sorted({_readable(parameter, spot) for spot in spots})
+        levels = short if len(short) == len(exact) else exact
         here = self._incumbent.get(name)
         if here is not None and here not in levels:
             inner = levels[1:-1] or levels  # the ends carry the range, so they stay
@@ -321,6 +323,14 @@ class _Evidence:
             nearest = min(inner, key=lambda v: abs(parameter.position(v) - at))
             levels = sorted([here, *(v for v in levels if v != nearest)])
         return tuple(levels)
+
+
+def _readable(parameter: Float | Integer, position: float) -> Value:
+    """The value at a position, a real number with three significant digits."""
+    value = parameter.value_at(position)
+    if isinstance(parameter, Integer):
+        return value
+    return min(max(float(f"{value:.3g}"), parameter.low), parameter.high)
 
 
 def _half_spacing(places: Sequence[float], at: float, *, down: bool) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sweeper.space import Point
 
@@ -25,6 +25,14 @@ class Told:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Known:
+    """A trial as the search library has it: its state, and its value when it is complete."""
+
+    state: Literal["running", "complete", "failed"]
+    value: float | None
+
+
 class Search(Protocol):
     """One study of the search library; every call is idempotent by trial id."""
 
@@ -34,4 +42,8 @@ class Search(Protocol):
 
     def tell(self, trial_id: str, told: Told) -> None:
         """Finish it; a trial that is already finished is left alone."""
+        ...
+
+    def known(self) -> Mapping[str, Known]:
+        """Every trial by the id it was asked with."""
         ...

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import optuna
 import sqlalchemy
@@ -23,10 +23,15 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from sweeper.errors import DatabaseGone, DatabaseUnusable
-from sweeper.search.base import Told
+from sweeper.search.base import Known, Told
 from sweeper.space import Categorical, Float, Integer, Parameter, Point, Space
 
 KEY = "sweep:attempt"  # the attribute that makes every call idempotent
+_STATES: dict[TrialState, Literal["running", "complete", "failed"]] = {
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "running",
+    TrialState.COMPLETE: "complete",
+}
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:
@@ -148,9 +153,15 @@ class OptunaSearch:
                 self._storage.set_trial_state_values(number, TrialState.COMPLETE, [told.value])
                 self._known[trial_id] = (number, TrialState.COMPLETE)
 
-    def untold(self) -> Iterable[str]:
-        """Attempt keys still running here: the loop closes those it knows to have ended."""
-        return [key for key, (_, state) in self._known.items() if not state.is_finished()]
+    def known(self) -> Mapping[str, Known]:
+        """Every trial by its attempt key, as the database has it now."""
+        with _translated():
+            trials = self._study.get_trials(deepcopy=False)
+        return {
+            t.user_attrs[KEY]: Known(_STATES.get(t.state, "failed"), t.value)
+            for t in trials
+            if KEY in t.user_attrs
+        }
 
 
 @contextlib.contextmanager

@@ -134,10 +134,12 @@ def test_unanimity_means_little_where_nearly_all_points_have_it(ngpt, make):
     assert off in region.locked  # by the pairs: on is 30 s slower
     assert "over 2 pairs that differ in it alone it is" in region.locked[off].why
     assert "32 of 42 points of stage 1 have it: by chance" in region.locked[off].why
-    alike = make.facts_of(
-        trials, lambda t: 60.0 + 40 * abs(math.log(t.point["optim.muon.lr"] / 0.01))
-    )
+    best = {"s1-A3": 50.0, "s1-A7": 51.0, "s1-D4": 52.0, "s1-D5": 53.0, "s1-G1": 54.0}
+    rng = random.Random(4)
+    alike = make.facts_of(trials, lambda t: best.get(t.id, 100.0 * math.exp(rng.gauss(0, 0.04))))
     top = choose_top(ngpt, alike, 5, 5.0)
+    assert sorted(i for m in top.points for i in m.trial_ids) == sorted(best)
+    assert not any(m.point[off] for m in top.points)
     assert off in choose_region(ngpt, alike, top).varying
 
 
@@ -177,8 +179,8 @@ def test_numeric_range_is_widened_by_half_a_spacing(study, make):
     levels = region.varying["optim.lr"]
     planned = sorted({f.trial.point["optim.lr"] for f in facts})
     below, above = planned[planned.index(0.02) - 1], planned[planned.index(0.05) + 1]
-    assert levels[0] == pytest.approx(math.sqrt(below * 0.02), rel=1e-6)
-    assert levels[-1] == pytest.approx(math.sqrt(0.05 * above), rel=1e-6)
+    assert levels[0] == pytest.approx(math.sqrt(below * 0.02), rel=5e-3)
+    assert levels[-1] == pytest.approx(math.sqrt(0.05 * above), rel=5e-3)
     assert len(levels) == 5
     assert 0.02 in levels  # the incumbent's own value
 

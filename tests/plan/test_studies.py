@@ -145,7 +145,7 @@ def test_trainer_accepts_every_point_of_quickstart(scale):
         )
         for t in plan_stage1(study, {}).trials
     ]  # fmt: skip
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: PLW1510 - the assertion shows stderr
         [sys.executable, "-m", "trainer", "check", "--stdin"],
         input=json.dumps(configs), capture_output=True, text=True, cwd=ROOT, timeout=60,
     )  # fmt: skip

@@ -136,7 +136,7 @@ def attempt(tmp_path):
             "silence_s": 30.0,
             "startup_s": 30.0,
             "grace_s": 0.5,
-            "max_steps": 400,
+            "max_steps": 100_000,
         }
         made.append(Attempt(AttemptPaths(folder), AttemptSpec(**(asked | spec))))
         return made[-1]

@@ -72,7 +72,7 @@ def test_the_trainer_gets_its_environment(attempt, monkeypatch, tmp_path):
     got = json.loads(one.paths.stdout.read_text())
     assert got["SWEEP_EVENTS"] == str(one.paths.raw_events)
     assert got["SWEEP_RUN_DIR"] == str(one.paths.folder)
-    assert (got["SWEEP_TARGET"], got["SWEEP_MAX_STEPS"]) == ("2.0", "400")
+    assert (got["SWEEP_TARGET"], got["SWEEP_MAX_STEPS"]) == ("2.0", "100000")
     assert got["SWEEP_ATTEMPT"] == one.running().token
     assert (got["PYTHONUNBUFFERED"], got["TO_REMOVE"], got["ADDED"]) == ("1", None, "a b 'ü'")
     assert got["PLACE"] == "{run_dir}"
@@ -135,7 +135,7 @@ def test_a_crash_after_the_crossing_does_not_undo_it(attempt):
 
 
 def test_a_trainer_that_goes_on_after_its_target_is_stopped(attempt):
-    one = attempt("--reach-at", "10", "--go-on", max_steps=100_000).start()
+    one = attempt("--reach-at", "10", "--go-on").start()
     outcome = one.finish()
     assert (outcome.reason, outcome.signal) == (Reason.TARGET, signal.SIGTERM)
 
@@ -148,7 +148,7 @@ def test_a_trainer_that_does_not_exit_after_its_last_event(attempt):
 
 @pytest.mark.parametrize("options", [(), ("--foreign",)])
 def test_nan_is_divergence(attempt, options):
-    one = attempt("--nan-at", "10", *options, max_steps=100_000).start()
+    one = attempt("--nan-at", "10", *options).start()
     outcome = one.finish()
     assert (outcome.outcome, outcome.reason) == (Outcome.CENSORED, Reason.DIVERGED)
     assert one.said("evaluated")[-1]["metrics"] == {"val_loss": None}
@@ -231,7 +231,7 @@ def test_a_script_without_an_interpreter(attempt, tmp_path):
 
 
 def test_the_cap_stops_at_the_first_evaluation_after_it(attempt):
-    one = attempt("--never", "--eval-every", "10", cap_s=0.5, max_steps=10_000).start()
+    one = attempt("--never", "--eval-every", "10", cap_s=0.5).start()
     outcome = one.finish()
     assert (outcome.outcome, outcome.reason, outcome.cap_s) == (Outcome.CENSORED, Reason.CAP, 0.5)
     stamps = [e["clock"]["train"] for e in one.said("evaluated")]
@@ -239,7 +239,7 @@ def test_the_cap_stops_at_the_first_evaluation_after_it(attempt):
 
 
 def test_a_cap_is_lowered_while_the_trial_runs_and_torn_files_are_ignored(attempt, eventually):
-    one = attempt("--never", cap_s=1000.0, max_steps=100_000).start().until("evaluated")
+    one = attempt("--never", cap_s=1000.0).start().until("evaluated")
     one.paths.control.write_text('{"v": 1, "cap_s": 0.')
     eventually(lambda: one.said("warning"), "a note about the torn file")
     assert "control.json ignored" in one.said("warning")[0]["message"]
@@ -251,7 +251,7 @@ def test_a_cap_is_lowered_while_the_trial_runs_and_torn_files_are_ignored(attemp
 
 
 def test_a_cap_without_evaluations_has_a_backstop(attempt):
-    one = attempt("--never", "--eval-every", "1000000", cap_s=0.4, max_steps=100_000).start()
+    one = attempt("--never", "--eval-every", "1000000", cap_s=0.4).start()
     outcome = one.finish()
     assert outcome.reason is Reason.CAP
     assert "without an evaluation" in outcome.message

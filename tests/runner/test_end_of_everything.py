@@ -73,6 +73,14 @@ def test_a_frozen_trainer_is_ended(attempt):
     assert "silent" in outcome.message
 
 
+def test_a_frozen_trainer_is_woken_to_end_itself(attempt):
+    one = attempt("--never", "--drain", silence_s=0.7, grace_s=20.0).start().until("evaluated")
+    os.kill(one.until_trainer(), signal.SIGSTOP)
+    outcome = one.finish()
+    assert (outcome.reason, outcome.exit_code) == (Reason.HUNG, 0)
+    assert one.said("checkpoint_saved")
+
+
 def test_term_to_the_runner_ends_the_trainer_and_says_so(attempt):
     one = attempt("--never", "--grandchild").start().until("evaluated")
     one.runner.terminate()

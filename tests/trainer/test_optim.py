@@ -55,9 +55,7 @@ def test_muon_agrees_with_torch(decay):
 def test_muon_in_double_precision_is_its_definition():
     matrix = torch.randn(12, 6, generator=generator(), dtype=torch.float64)
     before = matrix.clone()
-    rule = Muon(
-        [matrix], lr=0.1, momentum=0.95, orthogonalize=exact, iteration_dtype=torch.float64
-    )
+    rule = Muon([matrix], lr=0.1, momentum=0.95, orthogonalize=exact, iteration_dtype=torch.float64)
     momentum = torch.zeros_like(matrix)
     for number in range(3):
         gradient = torch.randn(12, 6, generator=generator(number), dtype=torch.float64)
@@ -97,9 +95,7 @@ def test_a_zero_gradient_changes_nothing_and_stays_finite():
     (matrix,) = weights((8, 16))
     before = matrix.clone()
     matrix.grad = torch.zeros_like(matrix)
-    Muon(
-        [matrix], lr=0.1, momentum=0.9, orthogonalize=polar_express, variance_beta=0.9
-    ).step()
+    Muon([matrix], lr=0.1, momentum=0.9, orthogonalize=polar_express, variance_beta=0.9).step()
     assert torch.equal(matrix, before)
 
 

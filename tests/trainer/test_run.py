@@ -76,7 +76,10 @@ def start(raw, tmp_path, **environment):
 
 
 def finish(process):
-    out, err = process.communicate(timeout=90)
+    try:
+        out, err = process.communicate(timeout=90)
+    finally:
+        process.kill()
     return process.returncode, out, err
 
 
@@ -174,7 +177,9 @@ def test_a_target_ends_the_run_once_both_slices_agree_and_fallbacks_are_confirme
 
 
 def test_evaluations_lie_at_the_same_tokens_for_every_batch_size():
-    grids = {size: {t for t, _ in losses(run(changed(data__batch_size=size))[1])} for size in (2, 4)}
+    grids = {
+        size: {t for t, _ in losses(run(changed(data__batch_size=size))[1])} for size in (2, 4)
+    }
     assert grids[2] == {0, 256, 512, 20 * 32}
     assert {0, 256, 512} <= grids[4]
 
@@ -303,7 +308,8 @@ def test_a_signal_finishes_the_step_and_ends_the_run(tmp_path, number, code):
         ({"model": {"layers": -1}}, "config", 2, "config.json: model.layers = -1: expected"),
         (changed(data__kind="text", data__path="absent.txt"), "data", 3, "absent.txt: cannot be"),
         (changed(run__explosion=1.0001), "diverged", 4, "the validation loss was"),
-        (changed(data__batch_size=200_000_000), "oom", 5, "lower either"),
+        # 256 TB for one matrix: more than any address space has, so nothing is touched.
+        (changed(model__hidden=2 * 10**12), "oom", 5, "out of memory with data.batch_size = 4"),
     ],
 )
 def test_each_failure_has_its_class_and_exit_code(tmp_path, raw, failure, code, says):

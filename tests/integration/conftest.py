@@ -1,0 +1,317 @@
+"""The real `sweep` as a subprocess on the real Postgres, with small studies around the trivial trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from sweeper.runner import processes
+from sweeper.storage import embedded
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINER = ROOT / "tests" / "fakes" / "trivial_trainer.py"
+DEADLINE_S = 60.0
+
+BASE = """\
+[optim]
+lr = 0.003
+
+[data]
+batch = 64
+
+[model]
+tau_s = {tau_s}
+step_s = {step_s}
+"""
+
+# Two groups compare, one takes the best of the first: 11 entries, 8 of them distinct. The best
+# configuration of all is lr = 0.01, batch = 64, and the smallest tau_s.
+STUDY = """\
+[study]
+name = "{name}"
+title = "Trivial"
+
+[objective]
+target = {target}
+fallback = {fallback}
+
+[trainer]
+command = ["{{python}}", "{trainer}", "--config", "{{config}}", "--eval-every", "1"]
+config = "base.toml"
+
+[trainer.env]
+TRIVIAL = "{trivial}"
+
+[limits]
+steps = {steps}
+trial_s = {trial_s}
+silence_s = 30
+startup_s = 60
+grace_s = 1
+
+[resources]
+gpus = 0
+
+[space."optim.lr"]
+type = "float"
+low = 0.001
+high = 0.1
+scale = "log"
+levels = 3
+baseline = 0.003
+
+[space."data.batch"]
+type = "int"
+low = 16
+high = 256
+step = 16
+scale = "log"
+levels = 3
+baseline = 64
+
+[space."model.tau_s"]
+type = "categorical"
+choices = [{tau_s}, {slow_tau_s}]
+baseline = {slow_tau_s}
+
+[[stage1.group]]
+name = "A"
+grid = {{ "model.tau_s" = [{slow_tau_s}, {tau_s}] }}
+bases = [{{ "optim.lr" = 0.003 }}, {{ "optim.lr" = 0.03 }}]
+
+[[stage1.group]]
+name = "B"
+vary = {{ "data.batch" = [16, 64, 256] }}
+
+[[stage1.group]]
+name = "C"
+best_of = {{ group = "A", parameters = ["model.tau_s"] }}
+vary = {{ "optim.lr" = [0.001, 0.003, 0.01, 0.1] }}
+
+[stage2]
+from_top = 2
+runs = 8
+replicates = 1
+
+[confirm]
+top = 2
+repeats = 2
+"""
+
+
+def wait_until(true: Callable[[], Any], what: str, within_s: float = DEADLINE_S) -> Any:
+    """The first true answer; a failure, which says `what` was waited for, after the deadline."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if value := true():
+            return value
+        time.sleep(0.03)
+    pytest.fail(f"not within {within_s} s: {what}")
+
+
+@dataclass(frozen=True)
+class Done:
+    """How one command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out + self.err
+
+    def json(self) -> Any:
+        """The one strict JSON document on stdout."""
+
+        def refuse(constant: str) -> None:
+            pytest.fail(f"not strict JSON: {constant}")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+
+@dataclass
+class Sweep:
+    """The program in a folder of its own: what a user types, and what is left on disk."""
+
+    folder: Path
+    env: dict[str, str]
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        return Path(self.env["SWEEP_HOME"])
+
+    def start(self, *words: str, **env: str | None) -> subprocess.Popen[str]:
+        """Start a command without waiting for it; it is killed at the end of the test."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sweeper.cli", *words],
+            cwd=self.folder,
+            env=self.environment(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def finish(self, process: subprocess.Popen[str], within_s: float = DEADLINE_S) -> Done:
+        """Wait for a command; no command ever ends in a traceback."""
+        out, err = process.communicate(timeout=within_s)
+        done = Done(process.returncode, out, err)
+        assert "Traceback" not in done.text, done.text
+        return done
+
+    def __call__(self, *words: str, exit: int | None = 0, **env: str | None) -> Done:  # noqa: A002
+        """Run a command to its end and expect its exit code (None: any)."""
+        done = self.finish(self.start(*words, **env))
+        assert exit is None or done.code == exit, f"exit {done.code}:\n{done.text}"
+        return done
+
+    def environment(self, changes: Mapping[str, str | None] | None = None) -> dict[str, str]:
+        merged = {**self.env, **(changes or {})}
+        return {key: value for key, value in merged.items() if value is not None}
+
+    def write(self, name: str = "trivial", *, text: str | None = None, **values: Any) -> Path:
+        """A study of three parameters in a folder of its own; `values` fill its places."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        places = {
+            "name": name,
+            "trainer": TRAINER,
+            "trivial": "--virtual-clock",
+            "target": 2.0,
+            "fallback": [],
+            "steps": 400,
+            "trial_s": 100,
+            "tau_s": 1.0,
+            "step_s": 0.1,
+        } | values
+        places.setdefault("slow_tau_s", 2 * places["tau_s"])
+        (folder / "base.toml").write_text(BASE.format(**places), encoding="utf-8")
+        path = folder / "study.toml"
+        path.write_text((text or STUDY).format(**places), encoding="utf-8")
+        return path
+
+    def edit(self, path: Path, before: str, after: str) -> None:
+        """Change the one place of a study file that says `before`."""
+        text = path.read_text(encoding="utf-8")
+        assert text.count(before) == 1, f"{text.count(before)} times: {before}"
+        path.write_text(text.replace(before, after), encoding="utf-8")
+
+    def attempts(self, study: str = "trivial") -> list[Path]:
+        """Run folders, in the order in which they were made."""
+        found = (self.home / "runs" / study).glob("*/attempt-*")
+        return sorted(found, key=lambda folder: folder.stat().st_ctime)
+
+    def facts(self, study: Path) -> list[dict[str, Any]]:
+        """Every attempt as `export --trials` gives it."""
+        done = self("export", str(study), "--trials")
+        return [json.loads(line) for line in done.out.splitlines()]
+
+    def running(self, study: str = "trivial") -> list[dict[str, Any]]:
+        """Attempts with a trainer and no outcome, as their running.json says it."""
+        found = []
+        for folder in (self.home / "runs" / study).glob("*/attempt-*"):
+            if not (folder / "outcome.json").exists() and (folder / "running.json").exists():
+                known = json.loads((folder / "running.json").read_text(encoding="utf-8"))
+                if known["trainer"]:
+                    found.append(known | {"folder": str(folder)})
+        return found
+
+    def close(self) -> None:
+        """End every command, and every runner and trainer that it left."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        for path in self.home.glob("runs/*/*/attempt-*/running.json"):
+            token = json.loads(path.read_text(encoding="utf-8"))["token"]
+            processes.kill_all(lambda token=token: processes.marked(token), within_s=10)
+
+
+@contextlib.contextmanager
+def program(folder: Path, url: str | None) -> Iterator[Sweep]:
+    """The program at work in `folder`; without a URL it will start a database of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SWEEP_", "PG"))}
+    env = kept | {"SWEEP_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    sweep = Sweep(folder, env if url is None else env | {"SWEEP_DATABASE_URL": url})
+    try:
+        yield sweep
+    finally:
+        sweep.close()
+
+
+@pytest.fixture
+def sweep_without_schema(tmp_path: Path, database_url: str) -> Iterator[Sweep]:
+    """The program on an empty database."""
+    with program(tmp_path, database_url) as sweep:
+        yield sweep
+
+
+@pytest.fixture
+def sweep(sweep_without_schema: Sweep) -> Sweep:
+    """The program on a database that has its tables."""
+    sweep_without_schema("db", "upgrade")
+    return sweep_without_schema
+
+
+@pytest.fixture
+def sweep_without_database(tmp_path: Path) -> Iterator[Sweep]:
+    """The program without a URL, for what must fail (or be done) before any database is needed."""
+    with program(tmp_path, None) as sweep:
+        yield sweep
+        assert not sweep.home.exists(), "no command may have made a database"
+
+
+@pytest.fixture(scope="module")
+def module_sweep(
+    postgres: embedded.Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Sweep]:
+    """One program and database for a whole file of tests that only look at what was run once."""
+    url, administer = postgres.url, psycopg2.connect(postgres.url.replace("+psycopg2", "", 1))
+    name = f"test_{uuid.uuid4().hex}"
+    administer.autocommit = True
+    with contextlib.closing(administer), administer.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        address, query = url.split("?", maxsplit=1)
+        own = f"{address.rsplit('/', maxsplit=1)[0]}/{name}?{query}"
+        with program(tmp_path_factory.mktemp("whole"), own) as sweep:
+            sweep("db", "upgrade")
+            yield sweep
+        cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C, for the program alone."""
+    os.kill(process.pid, signal.SIGINT)
+
+
+def squeeze(text: str) -> str:
+    """Text with all white space as single blanks, so that line breaks do not matter."""
+    return re.sub(r"\s+", " ", text)
