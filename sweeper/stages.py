@@ -6,7 +6,7 @@ It must not know executors or databases; it joins design and racing to what has 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sweeper.design.groups import plan_stage1, winner
@@ -25,8 +25,8 @@ class Stage(Protocol):
         """Which stage."""
         ...
 
-    def plan(self, facts: Sequence[TrialFacts]) -> StagePlan:
-        """The plan as far as the facts decide it; trial ids never change."""
+    def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
+        """The plan as far as the facts decide it; what `before` had decided stays, so do trial ids."""
         ...
 
     def cap(self, trial: PlannedTrial, facts: Sequence[TrialFacts], target: float) -> Cap | None:
@@ -42,20 +42,17 @@ class Stage1:
     keep: int
     name: StageName = "stage1"
 
-    def winners(self, facts: Sequence[TrialFacts]) -> Mapping[str, Mapping[str, Value]]:
-        """Winning levels of every group that another one depends on and that is complete."""
-        found: dict[str, Mapping[str, Value]] = {}
+    def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
+        """Re-plan with the winners that the facts decide; a winner that others were built on stays."""
+        decided: dict[str, Mapping[str, Value]] = dict(before.design["winners"]) if before else {}
         for group in self.study.stage1.group:
-            if group.best_of is None or group.best_of.group in found:
+            if group.best_of is None or group.best_of.group in decided:
                 continue
             levels = winner(self.study, group.best_of.group, facts, self.study.objective.target)
             if levels is not None:
-                found[group.best_of.group] = levels
-        return found
-
-    def plan(self, facts: Sequence[TrialFacts]) -> StagePlan:
-        """Re-plan with the winners that the facts decide."""
-        return plan_stage1(self.study, self.winners(facts))
+                decided[group.best_of.group] = levels
+        plan = plan_stage1(self.study, decided)
+        return replace(plan, design={**plan.design, "winners": decided})
 
     def cap(self, trial: PlannedTrial, facts: Sequence[TrialFacts], target: float) -> Cap | None:
         """Method section 4; groups that others depend on are judged against their own best too."""
@@ -89,7 +86,11 @@ class FixedStage:
         """Which stage."""
         return self.fixed.stage
 
-    def plan(self, facts: Sequence[TrialFacts]) -> StagePlan:  # noqa: ARG002
+    def plan(
+        self,
+        facts: Sequence[TrialFacts],  # noqa: ARG002
+        before: StagePlan | None = None,  # noqa: ARG002
+    ) -> StagePlan:
         """The plan as it was frozen."""
         return self.fixed
 

@@ -193,10 +193,12 @@ class StageRun:
                 self._tell(facts.trial, attempt)
 
     def _replan(self) -> None:
+        if self._ending != "complete" or self._trouble is not None:
+            return
         try:
-            plan = self.stage.plan(list(self._facts.values()))
+            plan = self.stage.plan(self._settled(), self._plan)
         except PlanError as error:
-            self._trouble = self._trouble or error
+            self._trouble = error
             return
         if plan != self._plan:
             self.store.update_plan(plan)
@@ -358,6 +360,13 @@ class StageRun:
                 t for t in self._plan.trials if t.id not in busy and self._needs_run(t, facts)
             ]
         return self._waiting
+
+    def _settled(self) -> list[TrialFacts]:
+        """The facts, with trials that will be run again as if they had not been run yet."""
+        waiting = {t.id for t in self._ready_trials()}
+        return [
+            TrialFacts(f.trial) if i in waiting else f for i, f in self._facts.items()
+        ]
 
     def _needs_run(self, trial: PlannedTrial, facts: Sequence[TrialFacts]) -> bool:
         if trial.open:

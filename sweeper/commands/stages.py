@@ -144,7 +144,7 @@ def _run_stage2(work: Work) -> dict[str, Any]:
             target=first.effective_target,
         )
     stage = FixedStage(study, plan, keep=study.confirm.top)
-    return _run(work, stage, first.effective_target, {"from_top": k})
+    return _run(work, stage, plan.target, {"from_top": k})
 
 
 def _run_confirm(work: Work) -> dict[str, Any]:

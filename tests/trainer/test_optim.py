@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from trainer.config import Adam, Muon as MuonConfig, Optim
+from trainer.config import Adam, Optim
+from trainer.config import Muon as MuonConfig
 from trainer.optim.adamw import AdamW, Group
 from trainer.optim.build import build_optimizer
 from trainer.optim.muon import Decay, Muon, apply_update, reduce_variance

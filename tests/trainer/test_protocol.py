@@ -4,6 +4,7 @@
 trainer in a process of its own; the reader's tests use the same files.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -131,7 +132,7 @@ def test_golden_streams_are_what_the_protocol_says(name):
     assert [e["seq"] for e in events] == list(range(len(events)))
     assert all(e["v"] == 1 for e in events)
     clocks = [e["clock"] for e in events]
-    for earlier, later in zip(clocks, clocks[1:], strict=False):
+    for earlier, later in itertools.pairwise(clocks):
         assert all(later[phase] >= seconds for phase, seconds in earlier.items())
     endings = {
         "reached": ("run_finished", "reason", "target"),
