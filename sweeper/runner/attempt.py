@@ -29,6 +29,8 @@ from sweeper.spec import AttemptOutcome, AttemptSpec, Control, Running, SpecErro
 from sweeper.trial import OUTCOME_OF, Reason
 
 TICK_S = 0.05
+REST_WITHIN_S = 60.0
+"""How long the runner reads what a flooding trainer left behind when it ended."""
 CONTROL_EVERY_S = 0.5
 REAP_EVERY_S = 1.0
 LEFTOVER_GRACE_S = 2.0
@@ -186,9 +188,13 @@ class Attempt:
         assert self.recorder is not None
         now = time.monotonic()
         self._take(self.reader.read(), now)
-        while self.reader.behind:
+        while self.reader.behind and time.monotonic() < now + REST_WITHIN_S:
             self._take(self.reader.read(), now)
-        self._take(self.reader.rest(), now)
+        if self.reader.behind:
+            message = f"the rest was not read in {REST_WITHIN_S:g} s: too many events"
+            self.recorder.warn("flood", message, now)
+        else:
+            self._take(self.reader.rest(), now)
         self.recorder.finish()
 
     def judge(self, start_error: str) -> Verdict:
