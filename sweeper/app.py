@@ -218,7 +218,7 @@ class App:
         """
         from sweeper.sweep import LEASE_TTL_S  # noqa: PLC0415
 
-        store = self.store(create=True)
+        store = self.store()
         held = store.held(study.name)
         if held is not None and holder_is_dead(held.holder):
             store.release(held)  # killed on this host: no need to wait until its lease ends

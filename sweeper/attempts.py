@@ -104,7 +104,7 @@ def prepare(
 
 
 def disk_unusable(folder: Path, error: OSError) -> DiskUnusable:
-    """A run folder's trouble in words: full, read-only, vanished."""
+    """The trouble with a folder that is to be written, in words: full, read-only, vanished."""
     what = {
         errno.ENOSPC: "the disk is full",
         errno.EDQUOT: "the disk quota is used up",
@@ -112,7 +112,7 @@ def disk_unusable(folder: Path, error: OSError) -> DiskUnusable:
         errno.EACCES: "permission denied",
     }.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
     return DiskUnusable(
-        f"run folder {folder}: {what}. Nothing recorded so far is lost: make room (or choose "
+        f"folder {folder}: {what}. Nothing recorded so far is lost: make room (or choose "
         "another --home), then give the same command again"
     )
 

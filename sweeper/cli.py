@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -70,7 +71,10 @@ def _hours(text: str) -> float:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with our exit code and our manner of saying what to do."""
+    """argparse with our exit code and our manner of saying what to do; no option is abbreviated."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> Any:
         self.exit(EXIT_STUDY, f"sweep: {message} (see `{self.prog} --help`)\n")
@@ -197,6 +201,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _failed(args: argparse.Namespace, message: str, code: int) -> int:
+    """Say it to people, and with --json in the one document on stdout."""
+    print(f"sweep: {message}", file=sys.stderr)  # noqa: T201
+    if args.json:
+        print(json.dumps({"error": message, "exit": code}, ensure_ascii=False))  # noqa: T201
+    return code
+
+
+def _keep_off_the_process_list(url: str) -> None:
+    """Start again without --database, whose password everybody on this machine could read."""
+    words, rest = list(sys.orig_argv), []
+    while words:
+        word = words.pop(0)
+        if word == "--database":
+            words.pop(0)
+        elif not word.startswith("--database="):
+            rest.append(word)
+    if len(rest) < len(sys.orig_argv):
+        rest[0] = sys.executable
+        os.execve(sys.executable, rest, os.environ | {"SWEEP_DATABASE_URL": url})  # noqa: S606
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = build_parser()
@@ -204,6 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.verb is None:
         parser.print_help()
         return 0
+    if argv is None and args.database:
+        _keep_off_the_process_list(args.database)
     if os.environ.get("NO_COLOR"):
         args.no_color = True
     module, _, name = VERBS[args.verb].partition(":")
@@ -212,11 +240,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = getattr(importlib.import_module(f"sweeper.commands.{module}"), name)
         code: int = command(args)
     except SweepError as error:
-        print(f"sweep: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        return _failed(args, str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("sweep: interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
-        return EXIT_INTERRUPTED
+        words = "interrupted; the same command goes on from here"
+        return _failed(args, words, EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output went away: not our error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -6,6 +6,7 @@ It must not know who raises them, or how they are printed.
     ├── StudyError                 2  the study file or the command line is wrong
     │   ├── StudyFileError            one place in a study file, with line and key
     │   ├── PlanError                 a plan cannot be made, or not yet (stage 2 before stage 1)
+    │   │   └── NothingFinished    1  all trials failed of a group that others build on
     │   └── PlanChangedError          the study differs from its frozen plan
     ├── EnvironmentUnusable        3  database, device, data, trainer command
     │   ├── DatabaseUnusable
@@ -13,6 +14,7 @@ It must not know who raises them, or how they are printed.
     │   ├── DeviceUnusable
     │   ├── TrainerUnusable
     │   └── DiskUnusable
+    ├── NothingReached             4  no trial reached the target or any fallback
     ├── StudyBusy                  5  another orchestrator holds this study
     └── SweepInterrupted         130  Ctrl-C; safe to repeat
 """
@@ -61,6 +63,12 @@ class PlanError(StudyError):
     """A plan cannot be made from this study, or not yet."""
 
 
+class NothingFinished(PlanError):  # noqa: N818 - it reads as what it says
+    """Every trial failed of a group that another one builds on: its plan cannot be completed."""
+
+    exit_code = EXIT_SOME_FAILED
+
+
 class PlanChangedError(StudyError):
     """The study differs from the plan that was frozen when its stage began."""
 
@@ -92,6 +100,12 @@ class TrainerUnusable(EnvironmentUnusable):
 
 class DiskUnusable(EnvironmentUnusable):
     """A run folder cannot be written."""
+
+
+class NothingReached(SweepError):  # noqa: N818 - it reads as what it says
+    """No trial reached the target or a fallback, so there is no best configuration."""
+
+    exit_code = EXIT_NOTHING_REACHED
 
 
 class StudyBusy(SweepError):  # noqa: N818 - it reads as what it says

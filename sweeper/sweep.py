@@ -210,7 +210,7 @@ class StageRun:
                     self._facts[trial.id] = TrialFacts(trial, known.attempts if known else ())
 
     def _fill_slots(self) -> None:
-        if self._trouble is not None or not self._may_start():
+        if isinstance(self._trouble, EnvironmentUnusable) or not self._may_start():
             return
         taken = {r.slot.name for r in self._running.values() if r.slot is not None}
         for slot in (s for s in self.executor.slots() if s.name not in taken):
@@ -364,9 +364,7 @@ class StageRun:
     def _settled(self) -> list[TrialFacts]:
         """The facts, with trials that will be run again as if they had not been run yet."""
         waiting = {t.id for t in self._ready_trials()}
-        return [
-            TrialFacts(f.trial) if i in waiting else f for i, f in self._facts.items()
-        ]
+        return [TrialFacts(f.trial) if i in waiting else f for i, f in self._facts.items()]
 
     def _needs_run(self, trial: PlannedTrial, facts: Sequence[TrialFacts]) -> bool:
         if trial.open:

@@ -115,5 +115,9 @@ def _upgrade(app: App) -> int:
 
 def _url(app: App) -> int:
     # the one place that shows the password, because it was asked for
-    print(str.__str__(app.database_url()))  # noqa: T201
+    url = app.database_url()
+    if app.settings.json:
+        app.out({"url": url})
+    else:
+        print(url)  # noqa: T201
     return EXIT_DONE

@@ -6,7 +6,9 @@ They must not know how anything is run, and never write to the database.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -18,22 +20,26 @@ from typing import Any
 
 from sweeper import catalog
 from sweeper.app import App
-from sweeper.commands.stages import preview
+from sweeper.commands.stages import check_command, preview
 from sweeper.configuration import resolve_config
 from sweeper.design.groups import plan_stage1
 from sweeper.errors import (
     EXIT_DONE,
+    DatabaseUnusable,
     EnvironmentUnusable,
     StudyError,
     SweepError,
     TrainerUnusable,
 )
 from sweeper.objective import time_to_target
+from sweeper.paths import AttemptPaths
+from sweeper.space import Point, Value
 from sweeper.storage.base import Store
-from sweeper.study import Study
+from sweeper.study import Group, Study
 from sweeper.trial import PlannedTrial, StagePlan, TrialFacts
 
 CHECK_LIMIT_S = 120.0
+MOST_WINNERS = 200  # combinations of group winners that `check` asks the trainer about
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -43,8 +49,7 @@ def plan(args: argparse.Namespace) -> int:
         if args.target is not None:
             objective = study.objective.model_copy(update={"target": args.target})
             study = study.model_copy(update={"objective": objective})
-        needs_facts = args.stage == "2" or app.home.database.exists()
-        store = app.store() if needs_facts and app.has_database() else None
+        store = _store_if_any(app, needed=args.stage == "2")
         chosen, record = preview(study, store, args.stage, args.from_top)
         facts = store.facts(study.name) if store else ()
         document = plan_document(study, chosen, facts)
@@ -55,6 +60,19 @@ def plan(args: argparse.Namespace) -> int:
 
             app.console().print(console.plan_table(document))
     return EXIT_DONE
+
+
+def _store_if_any(app: App, *, needed: bool) -> Store | None:
+    """The store, where there is one; a database that cannot be used is no error unless `needed`."""
+    if not app.has_database():
+        return None
+    try:
+        return app.store()
+    except DatabaseUnusable as error:
+        if needed:
+            raise
+        print(f"sweep: the plan as it would be made now, for {error}", file=sys.stderr)  # noqa: T201
+        return None
 
 
 def plan_document(study: Study, chosen: StagePlan, facts: Sequence[TrialFacts]) -> dict[str, Any]:
@@ -112,22 +130,54 @@ def check(args: argparse.Namespace) -> int:
 
         chosen = plan_stage1(study, {})
         passed("study", f"{chosen.entries} entries, {chosen.distinct} distinct points")
-        passed("trainer", _check_trainer(study, chosen.trials))
+        check_command(study)
+        passed("trainer", _check_trainer(study, possible_trials(study)))
         if not args.offline:
-            executor_slots = _slots(app, study)
-            passed("devices", ", ".join(executor_slots))
+            passed("devices", ", ".join(_slots(study, args.devices)))
             store = app.store()
+            planned = [t for r in store.stages(study.name) for t in r.plan.trials]
+            if planned:
+                passed("frozen plans", _check_trainer(study, planned))
             passed("database", f"schema up to date, {len(store.studies())} studies")
         app.out({"study": study.name, "checks": found, "exit": EXIT_DONE})
     return EXIT_DONE
 
 
-def _slots(app: App, study: Study) -> list[str]:
+def possible_trials(study: Study) -> list[PlannedTrial]:
+    """Stage 1 with every winner that a group could have: one trial for each point that may come up.
+
+    Beyond MOST_WINNERS combinations, every group's winners are tried with the others' first ones.
+    """
+    groups = {group.name: group for group in study.stage1.group}
+    sources = dict.fromkeys(g.best_of.group for g in study.stage1.group if g.best_of is not None)
+    winners = {name: _possible_winners(groups[name]) for name in sources}
+    combinations: list[dict[str, Mapping[str, Value]]]
+    if math.prod(len(found) for found in winners.values()) <= MOST_WINNERS:
+        combinations = [
+            dict(zip(winners, chosen, strict=True))
+            for chosen in itertools.product(*winners.values())
+        ]
+    else:
+        combinations = [{name: one} for name, found in winners.items() for one in found]
+    trials: dict[Point, PlannedTrial] = {}
+    for combination in combinations:
+        for trial in plan_stage1(study, combination).trials:
+            trials.setdefault(trial.point, trial)
+    return list(trials.values())
+
+
+def _possible_winners(group: Group) -> list[Mapping[str, Value]]:
+    """The levels of a group, or one level of each parameter where each has its own winner."""
+    if not group.vary:
+        return list(group.levels())
+    choices = itertools.islice(itertools.product(*group.vary.values()), MOST_WINNERS)
+    return [dict(zip(group.vary, chosen, strict=True)) for chosen in choices]
+
+
+def _slots(study: Study, devices: str | None) -> list[str]:
     from sweeper.executors.local import LocalExecutor  # noqa: PLC0415
 
-    executor = LocalExecutor.on_devices(
-        gpus=study.resources.gpus, devices=getattr(app, "devices", None), slots=None
-    )
+    executor = LocalExecutor.on_devices(gpus=study.resources.gpus, devices=devices, slots=None)
     try:
         return [slot.name for slot in executor.slots()]
     finally:
@@ -139,7 +189,7 @@ def _check_trainer(study: Study, trials: Sequence[PlannedTrial]) -> str:
 
     Raises:
         TrainerUnusable: it cannot be asked.
-        StudyError: it refuses a configuration.
+        StudyError: it refuses configurations; names them all.
     """
     if study.trainer.module is None:
         return "not importable, so its configurations are first seen when they run"
@@ -154,7 +204,34 @@ def _check_trainer(study: Study, trials: Sequence[PlannedTrial]) -> str:
         )
         for trial in trials
     ]
-    command = [sys.executable, "-m", study.trainer.module, "check", "--stdin"]
+    refused: dict[str, list[PlannedTrial]] = {}
+    answers = _ask_trainer(study, configs)
+    for trial, problems in zip(trials, answers, strict=True):
+        for problem in problems or ():
+            refused.setdefault(_in_words(problem), []).append(trial)
+    if refused:
+        number = len({trial.point for found in refused.values() for trial in found})
+        raise StudyError(
+            f"{study.name}: the trainer refuses {number} of {len(configs)} configurations:"
+            + "".join(
+                f"\n  {words}\n    in {', '.join(dict.fromkeys(t.id for t in found))}, "
+                f"for example {found[0].point.show()}"
+                for words, found in refused.items()
+            )
+        )
+    return f"{len(configs)} configurations accepted by `{study.trainer.module}`"
+
+
+def _ask_trainer(study: Study, configs: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What `python -m MODULE check --stdin` says to each configuration: nothing, or its problems.
+
+    Raises:
+        TrainerUnusable: it cannot be started, or gives no such answer.
+    """
+    from sweeper.executors.local import NOT_FOR_TRAINERS  # noqa: PLC0415
+
+    command = [sys.executable, "-m", str(study.trainer.module), "check", "--stdin"]
+    said = ""
     try:
         done = subprocess.run(
             command,
@@ -163,20 +240,26 @@ def _check_trainer(study: Study, trials: Sequence[PlannedTrial]) -> str:
             text=True,
             timeout=CHECK_LIMIT_S,
             cwd=study.folder,
+            env={k: v for k, v in os.environ.items() if k not in NOT_FOR_TRAINERS},
             check=False,
         )
+        said = done.stderr
         answers = json.loads(done.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        answers, said = None, said or str(error)
+    if not isinstance(answers, list) or len(answers) != len(configs):
+        last = [line.strip() for line in said.splitlines() if line.strip()][-1:]
         raise TrainerUnusable(
-            f"`{' '.join(command)}` gave no usable answer ({type(error).__name__}: {error})"
-        ) from None
-    for trial, problems in zip(trials, answers, strict=True):
-        if problems:
-            first = problems[0] if isinstance(problems, list) else problems
-            raise StudyError(
-                f"{study.name}: the trainer refuses {trial.id} ({trial.point.show()}): {first}"
-            )
-    return f"{len(configs)} configurations accepted by `{study.trainer.module}`"
+            f"{study.name}: trainer.module: `{' '.join(command[1:])}` gave no usable answer"
+            + "".join(f": {line}" for line in last)
+            + "; correct [trainer] module, or leave it out"
+        )
+    return answers
+
+
+def _in_words(problem: Any) -> str:
+    message = problem.get("message") if isinstance(problem, Mapping) else problem
+    return str(message or problem)
 
 
 def status(args: argparse.Namespace) -> int:
@@ -306,8 +389,19 @@ def logs(args: argparse.Namespace) -> int:
         if not folders:
             find_trial(app.store(), study, args.trial)  # says when there is no such trial
             raise EnvironmentUnusable(f"{args.trial}: has no run folder under {app.home.folder}")
-        _follow(folders[-1], follow=args.follow)
+        if app.settings.json:
+            app.out({"trial": args.trial, "folder": str(folders[-1]), **_output(folders[-1])})
+        else:
+            _follow(folders[-1], follow=args.follow)
     return EXIT_DONE
+
+
+def _output(folder: Path) -> dict[str, str]:
+    paths = AttemptPaths(folder)
+    return {
+        name: path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for name, path in (("stdout", paths.stdout), ("stderr", paths.stderr))
+    }
 
 
 def _follow(folder: Path, *, follow: bool) -> None:

@@ -20,9 +20,10 @@ import tomli_w
 
 from sweeper.analysis.verdict import verdict
 from sweeper.app import App
+from sweeper.attempts import disk_unusable
 from sweeper.commands.facts import study_facts
 from sweeper.configuration import fill_command, resolve_config
-from sweeper.errors import EXIT_DONE, EXIT_NOTHING_REACHED, PlanError, StudyError
+from sweeper.errors import EXIT_DONE, NothingReached, PlanError, StudyError
 from sweeper.objective import time_to_target
 from sweeper.paths import make_private, write_whole
 from sweeper.storage.base import Store
@@ -52,8 +53,11 @@ def write(
     facts = study_facts(study, store)
     if not facts.stages:
         raise PlanError(f"{study.name}: nothing has been run here yet; run `sweep stage1` first")
-    folder = make_private((out or app.home.report(study.name)).absolute())
-    written = write_report(facts, folder, target=target)
+    folder = (out or app.home.report(study.name)).absolute()
+    try:
+        written = write_report(facts, make_private(folder), target=target)
+    except OSError as error:
+        raise disk_unusable(folder, error) from None
     app.say(f"report: {written.html}")
     return {"html": str(written.html), "md": str(written.markdown), "json": str(written.json)}
 
@@ -63,30 +67,40 @@ def export(args: argparse.Namespace) -> int:
     with App(args) as app:
         study = app.study(quiet=True)
         store = app.store()
-        if args.best:
-            text, code = _best(study, store, args.format or "toml")
-        else:
-            text, code = _trials(study, store, args.format or "jsonl"), EXIT_DONE
-        if args.out is None:
-            sys.stdout.write(text)
-        else:
-            write_whole(args.out.absolute(), text)
+        usual = "jsonl" if args.trials else "json" if app.settings.json else "toml"
+        form = args.format or usual
+        text = _best(study, store, form) if args.best else _trials(study, store, form)
+        if args.out is not None:
+            try:
+                write_whole(args.out.absolute(), text)
+            except OSError as error:
+                raise StudyError(f"--out {args.out}: {error.strerror}; choose another") from None
             app.say(f"written: {args.out}")
-    return code
+            app.out({"format": form, "written": str(args.out)})
+        elif app.settings.json and form == "json":
+            app.out(json.loads(text))
+        elif app.settings.json and form == "jsonl":
+            trials = [json.loads(line) for line in text.splitlines()]
+            app.out({"study": study.name, "trials": trials})
+        elif app.settings.json:
+            app.out({"study": study.name, "format": form, "text": text})
+        else:
+            sys.stdout.write(text)
+    return EXIT_DONE
 
 
-def _best(study: Study, store: Store, form: str) -> tuple[str, int]:
+def _best(study: Study, store: Store, form: str) -> str:
+    if form not in ("toml", "json", "args"):
+        raise StudyError(f"--best --format {form}: expected toml, json or args")
     facts = study_facts(study, store)
     if not facts.stages:
         raise PlanError(f"{study.name}: nothing has been run here yet; run `sweep stage1` first")
     winner = verdict(facts).winner
     if winner is None:
-        print(  # noqa: T201
-            f"sweep: {study.name}: nothing reached {facts.target:g} or a fallback; "
-            "`sweep report` says which target is within reach",
-            file=sys.stderr,
+        raise NothingReached(
+            f"{study.name}: nothing reached {facts.target:g} or a fallback; "
+            "`sweep report` says which target is within reach"
         )
-        return "", EXIT_NOTHING_REACHED
     point = winner.point
     config = resolve_config(
         study,
@@ -97,7 +111,7 @@ def _best(study: Study, store: Store, form: str) -> tuple[str, int]:
         max_steps=study.limits.steps,
     )
     if form == "json":
-        return json.dumps(config or dict(point), indent=2, allow_nan=False) + "\n", EXIT_DONE
+        return json.dumps(config or dict(point), indent=2, allow_nan=False) + "\n"
     if form == "args":
         argv = fill_command(
             study,
@@ -108,13 +122,13 @@ def _best(study: Study, store: Store, form: str) -> tuple[str, int]:
             target=study.objective.target,
             seed=study.seed,
         )
-        return shlex.join(argv) + "\n", EXIT_DONE
-    if form == "toml":
-        return tomli_w.dumps(config or dict(point)), EXIT_DONE
-    raise StudyError(f"--best --format {form}: expected toml, json or args")
+        return shlex.join(argv) + "\n"
+    return tomli_w.dumps(config or dict(point))
 
 
 def _trials(study: Study, store: Store, form: str) -> str:
+    if form not in ("jsonl", "csv"):
+        raise StudyError(f"--trials --format {form}: expected jsonl or csv")
     documents = [
         attempt_document(study, facts.trial, attempt, record.effective_target)
         for record in store.stages(study.name)
@@ -123,8 +137,6 @@ def _trials(study: Study, store: Store, form: str) -> str:
     ]
     if form == "jsonl":
         return "".join(json.dumps(d, allow_nan=False, ensure_ascii=False) + "\n" for d in documents)
-    if form != "csv":
-        raise StudyError(f"--trials --format {form}: expected jsonl or csv")
     flat = [dict(_flatten(d)) for d in documents]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     buffer = io.StringIO()
@@ -193,7 +205,7 @@ def dashboard(args: argparse.Namespace) -> int:
     with App(args) as app:
         from sweeper.search.dashboard import serve  # noqa: PLC0415
 
-        app.store(create=True)
+        app.store()
         serve(
             app.database_url(),
             host=args.host,

@@ -16,6 +16,7 @@ from typing import Any
 from sweeper.analysis.dataset import StudyFacts
 from sweeper.analysis.ranking import search_ranking, stage_summary
 from sweeper.app import App, need_stage
+from sweeper.commands import frozen
 from sweeper.commands.facts import stage_facts, study_facts
 from sweeper.design.confirm import plan_confirm
 from sweeper.design.groups import plan_stage1
@@ -26,7 +27,6 @@ from sweeper.errors import (
     EXIT_NOTHING_REACHED,
     EXIT_SOME_FAILED,
     EXIT_STOPPED_EARLY,
-    PlanChangedError,
     PlanError,
     TrainerUnusable,
 )
@@ -95,7 +95,7 @@ def _command(
 ) -> int:
     with App(args) as app:
         study = app.study()
-        _check_command(study)
+        check_command(study)
         stop = Stop()
         with app.lease(study) as lease, app.interruptible(stop):
             store = app.store()
@@ -122,17 +122,21 @@ def _command(
 def _run_stage1(work: Work) -> dict[str, Any]:
     keep = getattr(work.args, "from_top", None) or work.study.stage2.from_top
     record = work.store.stage(work.study.name, "stage1")
-    _same_definition(work, "stage1", record)
-    return _run(work, Stage1(work.study, keep), work.study.objective.target, {})
+    changed = _changed(work, record)
+    stage = Stage1(work.study, keep)
+    if changed and record is not None:
+        facts = work.store.facts(work.study.name, "stage1")
+        frozen.still_holds(work.study, stage.plan(facts, record.plan), facts)
+    return _run(work, stage, work.study.objective.target, {}, changed=changed)
 
 
 def _run_stage2(work: Work) -> dict[str, Any]:
     study, store = work.study, work.store
     first = need_stage(store, study, "stage1", "sweep stage1")
     record = store.stage(study.name, "stage2")
-    k = _option(work, record, "from_top", study.stage2.from_top)
+    k = frozen.option(work.args, record, "from_top", study.stage2.from_top)
+    changed = _changed(work, first, record)
     if record is not None:
-        _same_definition(work, "stage2", record)
         plan = record.plan
     else:
         plan = plan_stage2(
@@ -144,18 +148,18 @@ def _run_stage2(work: Work) -> dict[str, Any]:
             target=first.effective_target,
         )
     stage = FixedStage(study, plan, keep=study.confirm.top)
-    return _run(work, stage, plan.target, {"from_top": k})
+    return _run(work, stage, plan.target, {"from_top": k}, changed=changed)
 
 
 def _run_confirm(work: Work) -> dict[str, Any]:
     study, store = work.study, work.store
-    need_stage(store, study, "stage1", "sweep stage1")
+    first = need_stage(store, study, "stage1", "sweep stage1")
     before = need_stage(store, study, "stage2", "sweep stage2")
     record = store.stage(study.name, "confirm")
-    top = _option(work, record, "top", study.confirm.top)
-    repeats = _option(work, record, "repeats", study.confirm.repeats)
+    top = frozen.option(work.args, record, "top", study.confirm.top)
+    repeats = frozen.option(work.args, record, "repeats", study.confirm.repeats)
+    changed = _changed(work, first, before, record)
     if record is not None:
-        _same_definition(work, "confirm", record)
         plan = record.plan
     else:
         facts = study_facts(study, store)
@@ -175,10 +179,26 @@ def _run_confirm(work: Work) -> dict[str, Any]:
             target=before.effective_target,
         )
     stage = FixedStage(study, plan, keep=None)
-    return _run(work, stage, before.effective_target, {"top": top, "repeats": repeats})
+    options = {"top": top, "repeats": repeats}
+    return _run(work, stage, before.effective_target, options, changed=changed)
 
 
-def _run(work: Work, stage: Stage, target: float, options: Mapping[str, Any]) -> dict[str, Any]:
+def _changed(work: Work, *records: StageRecord | None) -> bool:
+    """Whether the study changed after any of these plans was frozen, and --exploratory lets it.
+
+    Raises:
+        PlanChangedError: it changed, and may not.
+    """
+    exploratory = work.args.exploratory
+    found = [frozen.has_changed(work.study, r, exploratory=exploratory) for r in records]
+    if any(found):
+        work.progress.note("the study changed after its plan was frozen: marked as exploratory")
+    return any(found)
+
+
+def _run(
+    work: Work, stage: Stage, target: float, options: Mapping[str, Any], *, changed: bool
+) -> dict[str, Any]:
     end = StageRun(
         study=work.study,
         stage=stage,
@@ -192,7 +212,7 @@ def _run(work: Work, stage: Stage, target: float, options: Mapping[str, Any]) ->
         budget=Budget(work.args.max_hours, work.args.max_trials),
         stop=work.stop,
         options=options,
-        exploratory=work.args.exploratory,
+        exploratory=changed,
         retry_failed=work.args.retry_failed,
         revive=work.app.revive,
     ).run()
@@ -212,75 +232,7 @@ def _summary(study: Study, end: StageEnd) -> dict[str, Any]:
     return summary
 
 
-def _same_definition(work: Work, stage: StageName, record: StageRecord | None) -> None:
-    """Refuse a study that differs from the plan that was frozen, and say in what.
-
-    Raises:
-        PlanChangedError: it differs, and `--exploratory` was not given.
-    """
-    study = work.study
-    if record is None or record.definition_hash == study.definition_hash(stage):
-        return
-    if work.args.exploratory:
-        work.progress.note("the study changed after its plan was frozen: marked as exploratory")
-        return
-    changes = _differences(record.definition, study.definition(stage))
-    raise PlanChangedError(
-        f"{study.name}: the study changed after its {stage} plan was frozen: "
-        + "; ".join(changes[:6])
-        + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
-        + ". Undo the change, give the study a new name, or use --exploratory (which every report "
-        "will show)"
-    )
-
-
-def _differences(before: Any, after: Any, path: str = "") -> list[str]:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        found: list[str] = []
-        for key in sorted({*before, *after}):
-            place = f"{path}.{key}" if path else str(key)
-            if key not in before:
-                found.append(f"{place} is new ({_short(after[key])})")
-            elif key not in after:
-                found.append(f"{place} is gone (was {_short(before[key])})")
-            else:
-                found += _differences(before[key], after[key], place)
-        return found
-    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        return [
-            line
-            for i, (one, other) in enumerate(zip(before, after, strict=True))
-            for line in _differences(one, other, f"{path}[{i}]")
-        ]
-    return [] if before == after else [f"{path}: {_short(before)} -> {_short(after)}"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _option(work: Work, record: StageRecord | None, name: str, default: int) -> int:
-    """What the command line asks for, else what the plan was frozen with, else the study's.
-
-    Raises:
-        PlanChangedError: the command line asks for something else than the frozen plan.
-    """
-    asked: int | None = getattr(work.args, name, None)
-    frozen = record.options.get(name) if record else None
-    if frozen is None:
-        return asked or default
-    if asked is not None and asked != frozen:
-        flag = "--" + name.replace("_", "-")
-        assert record is not None
-        raise PlanChangedError(
-            f"{record.study}: {record.stage} was planned with {flag} {frozen}, got {asked}; "
-            f"use {flag} {frozen}, or a new study name for another design"
-        )
-    return int(frozen)
-
-
-def _check_command(study: Study) -> None:
+def check_command(study: Study) -> None:
     """A trainer that does not exist is said before anything is planned.
 
     Raises:

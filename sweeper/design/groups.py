@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sweeper.design.pairs import Cell, Level, best_level, by_loss, by_time
-from sweeper.errors import PlanError
+from sweeper.errors import NothingFinished, PlanError
 from sweeper.space import NUMERIC, Point, Space, Value
 from sweeper.study import Group, Row, Study
 from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, StagePlan, TrialFacts
@@ -140,7 +140,7 @@ def winner(
         target: The target that the stage is judged at.
 
     Raises:
-        PlanError: everything in the group failed.
+        NothingFinished: everything in the group failed.
     """
     declared = next(g for g in study.stage1.group if g.name == group)
     mine = [f for f in facts if group in f.trial.groups]
@@ -152,7 +152,7 @@ def winner(
         measured.extend(a for a in [_measured(trial)] if a is not None)
     cells = [Cell(level, base, tried) for (level, base), tried in attempts.items()]
     if not any(cell.attempts for cell in cells):
-        raise PlanError(
+        raise NothingFinished(
             f"best_of group {group}: nothing finished, all {len(mine)} trials failed, so no level "
             "can win; see `sweep show` for why, then `sweep retry --failed`"
         )
@@ -219,7 +219,8 @@ def _entries(study: Study, winners: Winners) -> Iterator[Entry]:
         if group.best_of is not None:
             source = group.best_of.group
             known = winners.get(source) or _assumed(groups[source])
-            taken = {name: known[name] for name in group.best_of.parameters}
+            # a winning config may leave a parameter at its baseline
+            taken = {name: known[name] for name in group.best_of.parameters if name in known}
             open_ = () if winners.get(source) else group.best_of.parameters
         for row in group.rows():
             place += 1

@@ -74,7 +74,9 @@ class Store(Protocol):
         options: Mapping[str, Any],
         exploratory: bool = False,
     ) -> StageRecord:
-        """Create the stage with its plan, or return the one that is there, unchanged.
+        """Create the stage with its plan, or return the one that is there.
+
+        That one stays as it is, but for `exploratory`, which once set stays set.
 
         Raises:
             ValueError: a trial id is used twice, in this plan or in another stage of the study.

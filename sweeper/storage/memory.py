@@ -61,6 +61,8 @@ class MemoryStore:
         with self._lock:
             stages = self._stages.get(plan.study, {})
             if plan.stage in stages:
+                if exploratory:
+                    stages[plan.stage] = replace(stages[plan.stage], exploratory=True)
                 return stages[plan.stage]
             ids = [t.id for s in stages.values() for t in s.plan.trials]
             ids += [trial.id for trial in plan.trials]

@@ -155,6 +155,9 @@ class SqlStore:
             )
             if stage_key is not None:
                 queries.write_trials(connection, plan, study_key, stage_key)
+            elif exploratory:
+                mine = (stages.c.study_key == study_key) & (stages.c.stage == plan.stage)
+                connection.execute(update(stages).where(mine).values(exploratory=True))
             return queries.read_stages(connection, plan.study, plan.stage)[0]
 
         return self._run(work)
