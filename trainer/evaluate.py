@@ -27,6 +27,12 @@ class Evaluator:
         self._slices = {"probe": probe, "confirmation": confirmation}
 
     @torch.no_grad()
+    def warm_up(self) -> None:
+        """One forward pass of the shape that all full passes have."""
+        tokens, targets = self._slices["probe"]
+        self._model(tokens[: self._windows_per_pass], targets[: self._windows_per_pass])
+
+    @torch.no_grad()
     def loss(self, name: str) -> float:
         """Nats per token over the whole slice `name`, "probe" or "confirmation"."""
         tokens, targets = self._slices[name]

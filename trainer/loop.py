@@ -111,12 +111,12 @@ class TrainingLoop:
         return StopReason.TERMINATED if self.stop_requested() else None
 
     def _warm_up(self) -> None:
-        """One step and one evaluation on real shapes, then everything back to where it was."""
+        """One step and one evaluation pass on real shapes, then everything back to where it was."""
         tensors = self.optimizer.state()
         before = [tensor.detach().clone() for tensor in tensors]
         random_state = torch.random.get_rng_state()
         self._learn(step=0)
-        self.evaluator.loss("probe")
+        self.evaluator.warm_up()
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):
                 tensor.copy_(value)

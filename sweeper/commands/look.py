@@ -207,7 +207,7 @@ def _check_trainer(study: Study, trials: Sequence[PlannedTrial]) -> str:
     refused: dict[str, list[PlannedTrial]] = {}
     answers = _ask_trainer(study, configs)
     for trial, problems in zip(trials, answers, strict=True):
-        for problem in problems or ():
+        for problem in problems if isinstance(problems, list) else [problems]:
             refused.setdefault(_in_words(problem), []).append(trial)
     if refused:
         number = len({trial.point for found in refused.values() for trial in found})

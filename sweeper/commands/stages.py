@@ -236,12 +236,17 @@ def check_command(study: Study) -> None:
     """A trainer that does not exist is said before anything is planned.
 
     Raises:
-        TrainerUnusable: the command's first word is no program.
+        TrainerUnusable: the command's first word is no program, or its folder is not there.
     """
     program = study.trainer.command[0]
     if program == "{python}":
         program = sys.executable
     folder = study.folder / (study.trainer.cwd or ".")
+    if not folder.is_dir():
+        raise TrainerUnusable(
+            f"{study.name}: trainer.cwd: got {study.trainer.cwd!r}, and {folder} is no folder; "
+            "name one that is there, seen from the study's folder"
+        )
     found = (
         (folder / program).is_file()
         if "/" in program and not Path(program).is_absolute()

@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +23,7 @@ import pytest
 
 from sweeper.runner import processes
 from sweeper.storage import embedded
+from sweeper.storage.sql import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = ROOT / "tests" / "fakes" / "trivial_trainer.py"
@@ -38,7 +41,7 @@ tau_s = {tau_s}
 step_s = {step_s}
 """
 
-# Two groups compare, one takes the best of the first: 11 entries, 8 of them distinct. The best
+# Two groups compare, one takes the best of the first: 11 entries, 9 of them distinct. The best
 # configuration of all is lr = 0.01, batch = 64, and the smallest tau_s.
 STUDY = """\
 [study]
@@ -103,7 +106,7 @@ best_of = {{ group = "A", parameters = ["model.tau_s"] }}
 vary = {{ "optim.lr" = [0.001, 0.003, 0.01, 0.1] }}
 
 [stage2]
-from_top = 2
+from_top = 4
 runs = 8
 replicates = 1
 
@@ -258,18 +261,39 @@ def program(folder: Path, url: str | None) -> Iterator[Sweep]:
         sweep.close()
 
 
+@contextlib.contextmanager
+def fresh_database(postgres: embedded.Server, template: str = "template0") -> Iterator[str]:
+    """The URL of a new database, a copy of `template`, dropped at the end."""
+    name = f"test_{uuid.uuid4().hex}"
+    connection = psycopg2.connect(postgres.url.replace("+psycopg2", "", 1))
+    connection.autocommit = True
+    with contextlib.closing(connection), connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        address, query = postgres.url.split("?", maxsplit=1)
+        yield f"{address.rsplit('/', maxsplit=1)[0]}/{name}?{query}"
+        cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def template(postgres: embedded.Server) -> Iterator[str]:
+    """Name of a database that has sweep's tables, and nothing in them."""
+    with fresh_database(postgres) as url:
+        open_store(url, create=True).close()
+        yield url.partition("?")[0].rpartition("/")[2]
+
+
 @pytest.fixture
-def sweep_without_schema(tmp_path: Path, database_url: str) -> Iterator[Sweep]:
+def sweep_without_schema(postgres: embedded.Server, tmp_path: Path) -> Iterator[Sweep]:
     """The program on an empty database."""
-    with program(tmp_path, database_url) as sweep:
+    with fresh_database(postgres) as url, program(tmp_path, url) as sweep:
         yield sweep
 
 
 @pytest.fixture
-def sweep(sweep_without_schema: Sweep) -> Sweep:
+def sweep(postgres: embedded.Server, template: str, tmp_path: Path) -> Iterator[Sweep]:
     """The program on a database that has its tables."""
-    sweep_without_schema("db", "upgrade")
-    return sweep_without_schema
+    with fresh_database(postgres, template) as url, program(tmp_path, url) as sweep:
+        yield sweep
 
 
 @pytest.fixture
@@ -280,38 +304,51 @@ def sweep_without_database(tmp_path: Path) -> Iterator[Sweep]:
         assert not sweep.home.exists(), "no command may have made a database"
 
 
+@pytest.fixture
+def sweep_of_its_own() -> Iterator[Sweep]:
+    """The program with its embedded database, in a short folder that other accounts can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="sweep-tests-"))
+    folder.chmod(0o711)
+    with program(folder, None) as sweep:
+        yield sweep
+        sweep("db", "down", exit=None)
+        data = Path(sweep("db", "status", "--json").json()["data"] or folder / "none")
+    shutil.rmtree(folder)
+    if data.exists():  # root's server keeps its data elsewhere
+        shutil.rmtree(data.parent)
+
+
 @pytest.fixture(scope="module")
 def module_sweep(
-    postgres: embedded.Server, tmp_path_factory: pytest.TempPathFactory
+    postgres: embedded.Server, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Sweep]:
     """One program and database for a whole file of tests that only look at what was run once."""
-    url, administer = postgres.url, psycopg2.connect(postgres.url.replace("+psycopg2", "", 1))
-    name = f"test_{uuid.uuid4().hex}"
-    administer.autocommit = True
-    with contextlib.closing(administer), administer.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name} TEMPLATE template0")
-        address, query = url.split("?", maxsplit=1)
-        own = f"{address.rsplit('/', maxsplit=1)[0]}/{name}?{query}"
-        with program(tmp_path_factory.mktemp("whole"), own) as sweep:
-            sweep("db", "upgrade")
-            yield sweep
-        cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    folder = tmp_path_factory.mktemp("whole")
+    with fresh_database(postgres, template) as url, program(folder, url) as sweep:
+        yield sweep
 
 
-def alive(pid: int) -> bool:
+@pytest.fixture(name="wait_until")
+def wait_until_fixture() -> Callable[..., Any]:
+    """See `wait_until`."""
+    return wait_until
+
+
+@pytest.fixture
+def alive() -> Callable[[int], bool]:
     """Whether a process is there and no zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+
+    def is_alive(pid: int) -> bool:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] != "Z"
+
+    return is_alive
 
 
-def interrupt(process: subprocess.Popen[str]) -> None:
+@pytest.fixture
+def interrupt() -> Callable[[subprocess.Popen[str]], None]:
     """Ctrl-C, for the program alone."""
-    os.kill(process.pid, signal.SIGINT)
-
-
-def squeeze(text: str) -> str:
-    """Text with all white space as single blanks, so that line breaks do not matter."""
-    return re.sub(r"\s+", " ", text)
+    return lambda process: process.send_signal(signal.SIGINT)

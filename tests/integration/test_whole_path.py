@@ -76,8 +76,8 @@ def test_counts_add_up(finished):
     sweep, study, _ = finished
     first = sweep("stage1", study, "--json").json()
     assert first["planned"] == 11
-    assert first["distinct"] == first["reached"] == 8
-    assert first["reused"] == 3
+    assert first["distinct"] == first["reached"] == 9
+    assert first["reused"] == 2
     second = sweep("stage2", study, "--json").json()
     assert second["planned"] == second["reached"] == 8
 
@@ -181,7 +181,7 @@ def test_export_trials(finished):
     sweep, study, _ = finished
     lines = sweep("export", study, "--trials", "--format", "jsonl").out.splitlines()
     facts = [json.loads(line) for line in lines]
-    assert len(facts) == 8 + 8 + 6
+    assert len(facts) == 9 + 8 + 6
     assert len({(f["stage"], f["id"]) for f in facts}) == len(facts)
     for fact in facts:
         assert fact.keys() >= ATTEMPT_KEYS
@@ -218,9 +218,11 @@ def test_check(finished):
     sweep, study, _ = finished
     document = sweep("check", study, "--json").json()
     assert document["exit"] == 0
-    assert [c["check"] for c in document["checks"]] == ["study", "trainer", "devices", "database"]
+    assert [c["check"] for c in document["checks"]] == [
+        "study", "trainer", "devices", "frozen plans", "database",
+    ]  # fmt: skip
     assert all(c["ok"] for c in document["checks"])
-    assert "11 entries, 8 distinct" in sweep("check", study).out
+    assert "11 entries, 9 distinct" in sweep("check", study).out
 
 
 def test_studies(finished):
@@ -277,8 +279,8 @@ def test_target_of_the_command_line(sweep):
     document = sweep("stage1", str(study), "--target", "3.5", "--json").json()
     assert document["target"] == 3.5
     assert document["best"]["time_to_target_s"] < 0.3
-    # once frozen on it, the commands that only look at the study need not be told again
-    assert "3.5" in sweep("status", str(study)).out
+    stage = sweep("status", str(study), "--json").json()["stages"][0]
+    assert stage["target"] == stage["effective_target"] == 3.5
 
 
 def test_max_trials_and_on(sweep):
@@ -289,10 +291,10 @@ def test_max_trials_and_on(sweep):
     assert len(sweep.attempts()) == 3
     before = [folder.stat().st_ino for folder in sweep.attempts()]
     rest = sweep("stage1", study, "--json").json()
-    assert rest["reached"] == 8
+    assert rest["reached"] == 9
     assert rest["exit"] == 0
     assert [folder.stat().st_ino for folder in sweep.attempts()][:3] == before
-    assert len(sweep.attempts()) == 8
+    assert len(sweep.attempts()) == 9
 
 
 def test_from_top_is_part_of_the_frozen_plan(sweep):
@@ -306,13 +308,13 @@ def test_from_top_is_part_of_the_frozen_plan(sweep):
     assert sweep("stage2", study, "--json").json()["reached"] == 8  # 3 is what it was planned with
 
 
-def test_the_embedded_database(sweep_without_database):
-    sweep = sweep_without_database
+def test_the_embedded_database(sweep_of_its_own):
+    sweep = sweep_of_its_own
     study = str(sweep.write())
     document = sweep("run", study, "--json").json()
     assert document["best"]["point"] == BEST
     state = sweep("db", "status", "--json").json()
     assert state["embedded"] is True
-    assert sweep("status", study, "--json").json()["stages"][0]["reached"] == 8
+    assert sweep("status", study, "--json").json()["stages"][0]["reached"] == 9
     assert sweep("db", "down", "--json").json()["stopped"] is True
     assert sweep("db", "status", "--json").json()["running"] is False

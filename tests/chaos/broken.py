@@ -1,0 +1,103 @@
+"""The program put together with one of its safeguards taken out, to show that the checker sees it.
+
+It must not be imported by anything: it is started in a process of its own, as the orchestrator
+(`broken.py PART stage1 STUDY ...`) or, for the tree kill, as its runner (`broken.py runner SPEC`).
+Nothing in the program itself can be switched off like this.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from sweeper import cli
+from sweeper.runner.attempt import Attempt
+from sweeper.spec import AttemptSpec
+from sweeper.storage.base import Lease
+
+
+class WrapperOnly(Attempt):
+    """A runner that ends what it started itself, and nothing that this started in turn."""
+
+    def end(self) -> None:
+        if self._trainer is not None and self._status is None:
+            os.kill(self._trainer.pid, signal.SIGKILL)
+            self._until(lambda: self._status is not None, 5.0)
+
+
+def without_tree_kill() -> None:
+    from sweeper.executors import local
+
+    local.runner_command = lambda spec: [sys.executable, "-P", __file__, "runner", str(spec)]
+    local._end_orphans = lambda identity: None
+
+
+def without_replay() -> None:
+    from sweeper.commands import stages
+
+    class Forgetful(stages.StageRun):
+        """Knows nothing of what an earlier orchestrator began."""
+
+        def _reconcile(self) -> None:
+            pass
+
+    stages.StageRun = Forgetful
+
+
+def without_lease() -> None:
+    from sweeper.storage import sql
+
+    class Unfenced(sql.SqlStore):
+        """Everybody gets the lease, and whoever writes is let in."""
+
+        def held(self, study: str) -> Lease | None:
+            return None
+
+        def acquire(self, study: str, holder: str, *, ttl_s: float) -> Lease:
+            if current := super().held(study):
+                super().release(current)
+            return super().acquire(study, holder, ttl_s=ttl_s)
+
+        def renew(self, lease: Lease, *, ttl_s: float) -> None:
+            pass
+
+        def release(self, lease: Lease) -> None:
+            pass
+
+        def begin(self, study: str, trial: Any, attempt: int, *, lease: Lease, **more: Any) -> None:
+            super().begin(study, trial, attempt, lease=super().held(study) or lease, **more)
+
+        def record(
+            self, study: str, trial_id: str, facts: Any, *, lease: Lease | None = None
+        ) -> bool:
+            return super().record(study, trial_id, facts, lease=super().held(study) or lease)
+
+    sql.SqlStore = Unfenced
+
+
+def whole() -> None:
+    """Nothing is taken out: the same tests must then find nothing."""
+
+
+PARTS = {
+    "tree-kill": without_tree_kill,
+    "replay": without_replay,
+    "lease": without_lease,
+    "nothing": whole,
+}
+
+
+def main() -> int:
+    part, *rest = sys.argv[1:]
+    if part == "runner":
+        WrapperOnly(AttemptSpec.read(Path(rest[0]))).run()
+        return 0
+    PARTS[part]()
+    return cli.main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
