@@ -203,8 +203,12 @@ class App:
             gpus=study.resources.gpus,
             devices=self._args.devices,
             slots=self._args.slots,
+            study=study.name,
         )
         self._closing.callback(executor.close)
+        if study.trainer.module and not self._args.cold:
+            folder = (study.folder / (study.trainer.cwd or ".")).resolve()
+            executor.warm_up(study.trainer.module, folder)
         if executor.own_cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, executor.own_cores)
         return executor

@@ -159,7 +159,7 @@ def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
         started_at=outcome.started_at,
         ended_at=outcome.ended_at,
         exit_code=outcome.exit_code if outcome.signal is None else -outcome.signal,
-        device=dict(outcome.device),
+        device={**outcome.device, "start": "warm" if outcome.warm else "cold"},
         fingerprint={
             "hardware": started.get("hardware"),
             "versions": started.get("versions"),

@@ -101,6 +101,9 @@ def _stage_options() -> _Parser:
     group.add_argument("--max-hours", type=_hours, metavar="H", help="start no trial after that")
     group.add_argument("--max-trials", type=_positive, metavar="N", help="start at most N trials")
     group.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
+    group.add_argument(
+        "--cold", action="store_true", help="start every trainer anew, never fork a warm one"
+    )
     group.add_argument("--executor", choices=["local"], default="local")
     group.add_argument(
         "--exploratory",

@@ -9,9 +9,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sweeper.errors import DeviceUnusable
+from sweeper.runner import nvml
+
+NO_MIG = "MIG slices are not supported: times on one depend on its neighbours; use whole GPUs"
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
@@ -37,31 +39,30 @@ class GpuSearch:
 
 
 def find_gpus() -> GpuSearch:
-    """All GPUs that NVML shows, narrowed to CUDA_VISIBLE_DEVICES where that is set.
+    """All whole GPUs that NVML shows, narrowed to CUDA_VISIBLE_DEVICES where that is set.
 
-    Never raises: no library, no driver and no GPU are all an empty answer with the reason.
+    Never raises: no library, no driver and no GPU are all an empty answer with the reason. A GPU that
+    is cut into MIG slices is left out: a slice has no lease, no telemetry and no times of its own here.
     """
     try:
-        import pynvml  # noqa: PLC0415 - the package is light, its absence is no error
-    except ImportError:
-        return GpuSearch((), "the package nvidia-ml-py is not installed")
+        found = nvml.open_gpus()
+    except nvml.NvmlError as error:
+        return GpuSearch((), str(error))
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return GpuSearch((), f"no NVIDIA driver ({error})")
-    try:
-        gpus = tuple(_look_at(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount()))
-    except pynvml.NVMLError as error:
-        return GpuSearch((), f"the NVIDIA driver does not answer ({error})")
+        every = found.names()
+    except nvml.NvmlError as error:
+        return GpuSearch((), str(error))
     finally:
-        pynvml.nvmlShutdown()
+        found.close()
+    gpus = tuple(Gpu(g.uuid, g.index, g.name, g.memory_bytes) for g in every if not g.mig)
     if not gpus:
-        return GpuSearch((), "the NVIDIA driver shows no GPU")
+        return GpuSearch((), NO_MIG if every else "the NVIDIA driver shows no GPU")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         gpus = _narrowed(gpus, visible)
         if not gpus:
-            return GpuSearch((), f"CUDA_VISIBLE_DEVICES = {visible!r} hides all of them")
+            why = f"; {NO_MIG}" if "MIG-" in visible else ""
+            return GpuSearch((), f"CUDA_VISIBLE_DEVICES = {visible!r} hides all of them{why}")
     return GpuSearch(gpus)
 
 
@@ -73,6 +74,8 @@ def choose_gpus(gpus: Sequence[Gpu], wanted: str) -> tuple[Gpu, ...]:
     """
     chosen: list[Gpu] = []
     for word in (w.strip() for w in wanted.split(",") if w.strip()):
+        if word.startswith("MIG-"):
+            raise DeviceUnusable(f"--devices {wanted}: {NO_MIG}")
         found = [g for g in gpus if _is_called(g, word)]
         if len(found) != 1 or found[0] in chosen:
             have = ", ".join(f"{g.index} ({g.uuid})" for g in gpus) or "none"
@@ -121,17 +124,6 @@ def quota_cores() -> int:
     except (ValueError, IndexError):  # "max", or no such file
         return 1 << 20
     return max(1, quota // period) if quota > 0 and period > 0 else 1 << 20
-
-
-def _look_at(pynvml: Any, index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-    return Gpu(
-        uuid=uuid.decode() if isinstance(uuid, bytes) else str(uuid),
-        index=index,
-        name=name.decode() if isinstance(name, bytes) else str(name),
-        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-    )
 
 
 def _narrowed(gpus: Sequence[Gpu], visible: str) -> tuple[Gpu, ...]:

@@ -97,6 +97,16 @@ class AttemptPaths:
         return self.folder / "control.json"
 
     @property
+    def lease(self) -> Path:
+        """Touched again and again by whoever wants a remote attempt to go on (`lease_s`)."""
+        return self.folder / "lease"
+
+    @property
+    def samples(self) -> Path:
+        """Looks at the device while the attempt ran, one JSON line each."""
+        return self.folder / "samples.jsonl"
+
+    @property
     def running(self) -> Path:
         """Who runs this attempt (pid and start time), written by the runner first."""
         return self.folder / "running.json"

@@ -71,7 +71,9 @@ class AttemptSpec(_Document):
     on the clock of the trainer (all phases but startup and compile) or of the runner, with the wall
     as a backstop, `silence_s` without an event or output, `grace_s` between TERM and KILL, `cap_s` on
     the ranking clock. The run is stopped at `target`. `device["cores"]`, where given, are the logical
-    processors that the trainer is kept on. `lease_s` is set for remote attempts only.
+    processors that the trainer is kept on. `lease_s` is set for remote attempts only: the attempt ends
+    when the file `lease` in its folder has not been touched for so long. `adjusted` are keys of the
+    trainer's configuration whose values differ from the point's ([on_oom]).
     """
 
     study: str
@@ -94,6 +96,7 @@ class AttemptSpec(_Document):
     cap_s: float | None = None
     lease_s: float | None = None
     device: dict[str, Any] = field(default_factory=dict)
+    adjusted: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,10 @@ class AttemptOutcome(_Document):
     """How an attempt ended, written last and whole; what was measured is in events.jsonl.
 
     `started_at` and `ended_at` are Unix times for people, `wall_s` is monotonic. `cap_s` is the cap
-    in force when it was stopped for one. `stderr_tail` keeps the last lines for a failure's message.
+    in force when it was stopped for one. `warm`: the trainer was forked from a warm parent.
+    `stderr_tail` keeps the last lines for a failure's message.
+    `observed` is what was seen on the device (lease, telemetry, shares, doubts in words); any doubt
+    makes `validity` suspect. `adjusted` repeats the spec's.
     """
 
     study: str
@@ -117,11 +123,15 @@ class AttemptOutcome(_Document):
     wall_s: float
     cap_s: float | None = None
     clock_source: Literal["trainer", "runner"] = "trainer"
+    warm: bool = False
     stderr_tail: str = ""
     events: int = 0
     ignored_events: int = 0
     leftovers: list[int] = field(default_factory=list)
     device: Mapping[str, Any] = field(default_factory=dict)
+    validity: Literal["valid", "suspect", "invalid"] = "valid"
+    observed: Mapping[str, Any] = field(default_factory=dict)
+    adjusted: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Turn names read from JSON into their enums."""

@@ -25,6 +25,11 @@ class Stage(Protocol):
         """Which stage."""
         ...
 
+    @property
+    def keep(self) -> int | None:
+        """How many of its points the next stage looks at; None: all of them."""
+        ...
+
     def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
         """The plan as far as the facts decide it; what `before` had decided stays, so do trial ids."""
         ...

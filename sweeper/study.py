@@ -179,6 +179,12 @@ class OnOom(Frozen):
     accumulation: str
 
 
+class Checkpoints(Frozen):
+    """Whose checkpoints stay when a stage is closed: those of its top k, of all trials, of none."""
+
+    keep: Literal["top", "all", "none"] = "top"
+
+
 class Notify(Frozen):
     """An argument vector that is started when a stage ends."""
 
@@ -222,6 +228,7 @@ class Study(Frozen):
     confirm: Confirm = Confirm()
     racing: Racing = Racing()
     on_oom: OnOom | None = None
+    checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
     seed: int = 1
     base: Mapping[str, Any] = {}

@@ -14,6 +14,14 @@ import pytest
 from sweeper.storage import embedded
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and workers of pytest-xdist, do not wait for one another's processors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWEEP_DEVICE_LOCKS", str(tmp_path_factory.mktemp("locks") / "devices"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[embedded.Server]:
     """One server (a worker of pytest-xdist has its own), started and stopped by our own module."""

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": {"objective", "trial"},
     "paths": set(),
     "fingerprint": {"errors"},
-    "devices": {"errors"},
+    "devices": {"errors", "runner"},
     "study_file": {"errors", "space", "trial", "study", "paths", "configuration"},
     "catalog": {"errors", "study", "study_file"},
     "configuration": {"errors", "space", "study", "trial"},
@@ -61,7 +61,6 @@ ALLOWED: dict[str, set[str]] = {
 PACKAGES: dict[str, set[str]] = {
     "study": {"pydantic"},
     "study_file": {"pydantic"},
-    "devices": {"pynvml"},
     "design": {"numpy"},
     "analysis": {"numpy", "scipy"},
     "search": {"optuna", "optuna_dashboard", "sqlalchemy"},

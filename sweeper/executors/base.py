@@ -43,6 +43,10 @@ class Executor(Protocol):
         """All places, whether taken or free."""
         ...
 
+    def trouble(self, slot: Slot) -> str:
+        """Why nothing should be started in a free slot now (taken by others, quarantined), or ""."""
+        ...
+
     def submit(self, spec: Path, slot: Slot) -> None:
         """Start `python -m sweeper.runner SPEC` in a free slot, whose `device` the spec repeats.
 

@@ -20,8 +20,10 @@ from typing import Self
 from sweeper.devices import Gpu, choose_gpus, find_cores, find_gpus
 from sweeper.errors import DeviceUnusable, DiskUnusable, EnvironmentUnusable
 from sweeper.executors.base import Slot, Submitted
+from sweeper.executors.warm import WarmParent, kept_environment
 from sweeper.paths import AttemptPaths
-from sweeper.runner import processes
+from sweeper.runner import device_locks, nvml, processes
+from sweeper.runner.device import trouble
 from sweeper.spec import AttemptSpec, Running, SpecError
 
 THREAD_VARIABLES = (
@@ -55,15 +57,28 @@ class LocalExecutor:
 
     def __init__(self, slots: Sequence[Slot], own_cores: Iterable[int] = ()) -> None:
         self._slots = tuple(slots)
+        self._warm: dict[str, WarmParent] = {}
         self._runners: list[_Runner] = []
         self.own_cores: frozenset[int] = frozenset(own_cores)
+        self._gpus: nvml.Gpus | None = None
+        if any(slot.device.get("kind") == "cuda" for slot in self._slots):
+            with contextlib.suppress(nvml.NvmlError):
+                self._gpus = nvml.open_gpus()
 
     @classmethod
-    def on_devices(cls, *, gpus: int, devices: str | None = None, slots: int | None = None) -> Self:
+    def on_devices(
+        cls,
+        *,
+        gpus: int,
+        devices: str | None = None,
+        slots: int | None = None,
+        study: str = "",
+    ) -> Self:
         """An executor on this machine's GPUs (`gpus` of them a slot) or, with 0, on its processors.
 
         `devices` narrows to indices or UUIDs; `slots` asks for so many processor slots instead of
-        GPUs (default: one core each, one core left for everything else).
+        GPUs (default: one core each, one core left for everything else). Cores that another study
+        than `study` uses now come last.
 
         Raises:
             DeviceUnusable: what is asked for is not there.
@@ -75,7 +90,7 @@ class LocalExecutor:
             if devices is not None:
                 asked = "--slots" if slots is not None else "[resources] gpus = 0"
                 raise DeviceUnusable(f"--devices {devices}: {asked} runs on processors; drop one")
-            return cls(*cpu_slots(cores, slots))
+            return cls(*cpu_slots(_free_first(cores, study), slots))
         search = find_gpus()
         if not search.gpus:
             raise DeviceUnusable(
@@ -88,6 +103,24 @@ class LocalExecutor:
     def slots(self) -> Sequence[Slot]:
         """All places, whether taken or free."""
         return self._slots
+
+    def warm_up(self, module: str, folder: Path) -> None:
+        """Let a warm parent per slot import a trainer's module, as found from `folder`.
+
+        Attempts whose command is this interpreter running that module are then forked from it; at
+        any fault they are started cold, and `faults` says why.
+        """
+        for slot in self._slots:
+            self._warm[slot.name] = WarmParent(module, folder, self._environment(slot))
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Why warm parents were given up."""
+        return tuple(f"{name}: {w.fault}" for name, w in self._warm.items() if w.fault)
+
+    def trouble(self, slot: Slot) -> str:
+        """See `Executor.trouble`: what the runner would find there, without waiting for it."""
+        return trouble(slot.device, self._gpus)
 
     def submit(self, spec: Path, slot: Slot) -> None:
         """Start `python -m sweeper.runner SPEC` in a slot, in a session of its own.
@@ -102,13 +135,20 @@ class LocalExecutor:
             log = os.open(paths.runner_log, flags, 0o600)
         except OSError as error:
             raise DiskUnusable(f"{paths.runner_log}: {error.strerror}") from None
+        submitted = Submitted(spec.parent, slot)
+        warm = self._warm.get(slot.name)
+        if warm is not None:
+            forked = warm.fork(spec, paths.runner_log, self._environment(slot))
+            if forked is not None:
+                os.close(log)
+                self._runners.append(_Runner(forked, submitted, False, _pidfd(forked), None))
+                return
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        kept = {k: v for k, v in os.environ.items() if k not in NOT_FOR_TRAINERS}
         try:
             pid = os.posix_spawn(
                 sys.executable,
                 runner_command(spec),
-                kept | dict(slot.env) | _import_path(),
+                self._environment(slot),
                 file_actions=[
                     (os.POSIX_SPAWN_DUP2, null, 0),
                     (os.POSIX_SPAWN_DUP2, log, 1),
@@ -121,7 +161,6 @@ class LocalExecutor:
         finally:
             os.close(null)
             os.close(log)
-        submitted = Submitted(spec.parent, slot)
         self._runners.append(_Runner(pid, submitted, True, _pidfd(pid), None))
 
     def adopt(self, folder: Path) -> Slot | None:
@@ -167,12 +206,21 @@ class LocalExecutor:
                     _end_orphans(identity)
         return [r.submitted for r in gone]
 
+    def _environment(self, slot: Slot) -> dict[str, str]:
+        return kept_environment(NOT_FOR_TRAINERS) | dict(slot.env) | _import_path()
+
     def close(self) -> None:
         """Forget everything without stopping anything: runners outlive the loop."""
+        for warm in self._warm.values():
+            warm.close()
+        self._warm.clear()
         for runner in self._runners:
             if runner.descriptor is not None:
                 os.close(runner.descriptor)
         self._runners.clear()
+        if self._gpus is not None:
+            self._gpus.close()
+            self._gpus = None
 
     def _slot_of(self, folder: Path) -> Slot:
         try:
@@ -188,10 +236,10 @@ class LocalExecutor:
                 return os.waitpid(runner.pid, os.WNOHANG)[0] == runner.pid
             except ChildProcessError:  # somebody else collected it
                 return True
-        identity = runner.identity
-        return identity is None or not processes.lives(
-            identity.pid, identity.start_time, identity.boot
-        )
+        if runner.identity is None:  # forked from a warm parent, which the kernel collects for us
+            return runner.descriptor is None or _ended(runner.descriptor)
+        known = runner.identity
+        return not processes.lives(known.pid, known.start_time, known.boot)
 
     def _sleep(self, most_s: float) -> None:
         """Until a runner ends, or so long; without pidfds in short naps."""
@@ -233,6 +281,20 @@ def cpu_slots(cores: Sequence[int], wanted: int | None) -> tuple[tuple[Slot, ...
         for i in range(count)
     )
     return slots, tuple(cores[count:])
+
+
+def _free_first(cores: Sequence[int], study: str) -> tuple[int, ...]:
+    """Cores that no other study has, then the rest; the order among them stays.
+
+    This study's own attempts do not count: they are there to be adopted, on the slots that they had.
+    """
+
+    def is_foreign(core: int) -> bool:
+        notes = device_locks.held_by(f"core-{core}")
+        said = notes.get("holder") if notes is not None else None
+        return notes is not None and not (isinstance(said, dict) and said.get("study") == study)
+
+    return tuple(sorted(cores, key=is_foreign))
 
 
 def gpu_slots(
@@ -291,6 +353,13 @@ def _import_path() -> dict[str, str]:
         return {}
     before = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": root if not before else f"{root}{os.pathsep}{before}"}
+
+
+def _ended(descriptor: int) -> bool:
+    """Whether the process of a pidfd has ended."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _pidfd(pid: int) -> int | None:

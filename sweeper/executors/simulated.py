@@ -45,6 +45,10 @@ class SimulatedExecutor:
         """All places, whether taken or free."""
         return self._slots
 
+    def trouble(self, slot: Slot) -> str:  # noqa: ARG002 - nobody else has it
+        """Nothing is ever in the way."""
+        return ""
+
     def submit(self, spec: Path, slot: Slot) -> None:
         """Play a spec; its end is found by a later `wait`."""
         asked = AttemptSpec.read(spec)

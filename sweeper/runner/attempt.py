@@ -1,4 +1,4 @@
-"""One attempt as named steps: claim, start, watch, end, read the rest, judge, leave the outcome.
+"""One attempt as named steps: claim, take the device, start, watch, end, judge, leave the outcome.
 
 It must not know stages, the database or which executor started it.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,19 +20,21 @@ from typing import Literal
 
 from sweeper.events import Fold, strict
 from sweeper.paths import AttemptPaths, write_json
-from sweeper.runner import launch, memory, processes
+from sweeper.runner import launch, memory, processes, room
 from sweeper.runner.classify import Ending, Verdict, classify
+from sweeper.runner.device import Device, holder
 from sweeper.runner.limits import Limits, Stop
 from sweeper.runner.readers import Batch, EventsReader, PatternError, PatternsReader, Reader
 from sweeper.runner.recorder import Recorder
 from sweeper.runner.tail import last_lines
-from sweeper.spec import AttemptOutcome, AttemptSpec, Control, Running, SpecError
-from sweeper.trial import OUTCOME_OF, Reason
+from sweeper.spec import CANCELLED, AttemptOutcome, AttemptSpec, Control, Running, SpecError
+from sweeper.trial import OUTCOME_OF, Outcome, Reason
 
 TICK_S = 0.05
 REST_WITHIN_S = 60.0
 """How long the runner reads what a flooding trainer left behind when it ended."""
 CONTROL_EVERY_S = 0.5
+DEVICE_EVERY_S = 0.1
 REAP_EVERY_S = 1.0
 LEFTOVER_GRACE_S = 2.0
 """What children of a trainer that has exited get between TERM and KILL, at most."""
@@ -62,12 +65,24 @@ class Attempt:
         self.leftovers: list[int] = []
         self.recorder: Recorder | None = None
         self.reader: Reader | None = None
-        self._trainer: subprocess.Popen[bytes] | None = None
+        self._trainer: launch.Trainer | None = None
         self._status: int | None = None
         self._pidfd: int | None = None
         self._control_at = self._reaped_at = -1e9
         self._refused_control = ""
         self._output_bytes = 0
+        self._shortage = ""
+        self._lease_seen: int | None = None
+        self._cut: set[str] = set()
+        self._logs: list[tuple[Path, room.Bounded]] = []
+        self._reserve: room.Reserve | None = None
+        self.device = Device(
+            spec.device,
+            token=self.token,
+            holder=holder(spec.study, spec.trial, spec.attempt),
+            samples=self.paths.samples,
+            say=lambda text: print(f"runner: {text}", file=sys.stderr, flush=True),
+        )
 
     def run(self) -> None:
         """All the steps, in order. The trainer is gone afterwards, whatever happened.
@@ -80,19 +95,25 @@ class Attempt:
         if self.paths.outcome.exists():
             return
         try:
-            try:
-                start_error = self.start()
-                if not start_error:
-                    self.watch()
-            finally:
-                self.end()
-            if not start_error:
-                self.read_the_rest()
-            self.leave_outcome(self.judge(start_error))
+            self._reserve = room.Reserve(self.paths.folder)
+            self.leave_outcome(self.take_device() or self._run_trainer())
         except OSError as error:
             with contextlib.suppress(OSError):  # a full disk may still hold these few bytes
                 self.leave_outcome(Verdict(Reason.ENVIRONMENT, f"the run folder failed: {error}"))
             raise
+        finally:
+            self.device.close()
+
+    def _run_trainer(self) -> Verdict:
+        try:
+            start_error = self.start()
+            if not start_error:
+                self.watch()
+        finally:
+            self.end()
+        if not start_error:
+            self.read_the_rest()
+        return self.judge(start_error)
 
     # -- the steps -------------------------------------------------------------------------------
 
@@ -116,6 +137,21 @@ class Attempt:
         self._memory_kills = memory.kills_so_far()
         self._say_who(trainer=None)
 
+    def take_device(self) -> Verdict | None:
+        """Wait until the device is ours alone, within limits; else why not."""
+        if shortage := room.shortage(self.paths.folder):
+            return Verdict(Reason.ENVIRONMENT, shortage)
+        began_at = time.monotonic()
+        while (trouble := self.device.take()) is not None:
+            waited_s = time.monotonic() - began_at
+            if waited_s >= trouble.within_s:
+                waited = f"; waited {waited_s:.0f} s" if trouble.within_s else ""
+                return Verdict(trouble.reason, trouble.message + waited)
+            if stop := self._ordered() or self._called_off():
+                return Verdict(stop.reason, stop.message)
+            time.sleep(DEVICE_EVERY_S)
+        return None
+
     def start(self) -> str:
         """Open the streams and start the trainer; returns why it cannot be started, or ""."""
         spec, paths = self.spec, self.paths
@@ -127,6 +163,10 @@ class Attempt:
                 self.reader = PatternsReader(spec, paths.stdout, paths.stderr)
             else:
                 self.reader = EventsReader(paths.raw_events)
+            reader = self.reader
+            for path in (paths.stdout, paths.stderr, paths.raw_events):
+                read_to = functools.partial(reader.read_to, path)
+                self._logs.append((path, room.Bounded(path, read_to)))
             self._trainer = launch.start(spec, paths, self.token)
         except (launch.StartError, PatternError) as error:
             return str(error)
@@ -144,8 +184,10 @@ class Attempt:
                 return
             now = time.monotonic()
             assert self.recorder is not None
-            self.stop = self._ordered() or self.limits.check(
-                now, self.recorder.clock_at(now), self.recorder.fold
+            self.stop = (
+                self._ordered()
+                or self.limits.check(now, self.recorder.clock_at(now), self.recorder.fold)
+                or self._disturbed(now)
             )
             if self.stop is not None:
                 self._patience = min(self.signals, 1)  # the signal that made us stop, if any
@@ -181,6 +223,7 @@ class Attempt:
         self._until(lambda: self._status is not None, 1.0)
         self._reap()
         self.leftovers = sorted(p.pid for p in left)
+        self.device.give_back(self.leftovers, self._until)
 
     def read_the_rest(self) -> None:
         """What the trainer wrote before it ended and nobody has read yet."""
@@ -198,10 +241,10 @@ class Attempt:
         self.recorder.finish()
 
     def judge(self, start_error: str) -> Verdict:
-        """The reason and its message, by the rules of `classify`."""
+        """The reason and its message, by the rules of `classify`, or a device that was not ours."""
         recorder = self.recorder
         code, number = self._exit()
-        return classify(
+        verdict = classify(
             Ending(
                 metric=self.spec.metric,
                 target=self.spec.target,
@@ -217,6 +260,11 @@ class Attempt:
                 first_bad=recorder.first_bad if recorder else "",
             )
         )
+        doubt = self.device.invalid()
+        failed = OUTCOME_OF[verdict.reason] is Outcome.FAILED and verdict.reason is not Reason.OOM
+        if doubt is None or doubt.reason is None or doubt.reason is verdict.reason or failed:
+            return verdict
+        return Verdict(doubt.reason, f"{doubt.message} (otherwise: {verdict.message})")
 
     def leave_outcome(self, verdict: Verdict) -> None:
         """Write the outcome, whole; its presence says that the attempt has ended."""
@@ -239,13 +287,30 @@ class Attempt:
             wall_s=time.monotonic() - self._began_at,
             cap_s=self.stop.cap_s if self.stop and verdict.reason is Reason.CAP else None,
             clock_source=source,
+            warm=isinstance(self._trainer, launch.Forked),
             stderr_tail=last_lines(self.paths.stderr),
             events=recorder.read if recorder else 0,
             ignored_events=recorder.fold.ignored + recorder.bad_lines if recorder else 0,
             leftovers=self.leftovers,
             device=spec.device,
+            validity=self._validity(verdict),
+            observed=self.device.facts(),
+            adjusted=spec.adjusted,
         )
-        write_json(self.paths.outcome, strict(outcome.to_json()))
+        document = strict(outcome.to_json())
+        text = json.dumps(document, allow_nan=False) + "\n"
+        reserve, self._reserve = self._reserve, None
+        if reserve is not None:
+            with contextlib.suppress(OSError):
+                if reserve.become(self.paths.outcome, text):
+                    return
+            reserve.release()
+        write_json(self.paths.outcome, document)
+
+    def _validity(self, verdict: Verdict) -> Literal["valid", "suspect", "invalid"]:
+        if OUTCOME_OF[verdict.reason] is Outcome.INVALID:
+            return "invalid"
+        return "suspect" if self.device.doubts else "valid"
 
     # -- what the steps are made of --------------------------------------------------------------
 
@@ -261,6 +326,7 @@ class Attempt:
         if now - self._control_at >= CONTROL_EVERY_S:
             self._control_at = now
             self._read_control(now)
+            self._look_after_folder(now)
             if self.recorder is not None:
                 self.recorder.flush()
         if self._exited() or now - self._reaped_at >= REAP_EVERY_S:
@@ -279,7 +345,6 @@ class Attempt:
 
     def _read_control(self, now: float) -> None:
         """Take the loop's orders; a torn or wrong file is noted once and changes nothing."""
-        self.paths.folder.stat()  # a folder that was deleted or unmounted is an OSError here
         try:
             self.limits.control(Control.read(self.paths.control))
         except FileNotFoundError:
@@ -289,10 +354,47 @@ class Attempt:
                 self._refused_control = str(error)
                 self.recorder.warn("control", f"control.json ignored: {error}", now)
 
+    def _look_after_folder(self, now: float) -> None:
+        """Room on its disk, logs that grow without bound, and whether somebody still wants us.
+
+        Raises:
+            OSError: the folder was deleted or unmounted.
+        """
+        self._shortage = room.shortage(self.paths.folder)
+        for path, log in self._logs:
+            if log.keep() and self.recorder is not None and path.name not in self._cut:
+                self._cut.add(path.name)
+                most = room.LOG_BYTES >> 20
+                message = f"{path.name} is longer than {most} MiB: its middle is given back"
+                self.recorder.warn("log", message, now)
+        if self.spec.lease_s is not None:
+            with contextlib.suppress(FileNotFoundError):
+                seen = self.paths.lease.stat().st_mtime_ns
+                if seen != self._lease_seen:
+                    self._lease_seen = seen
+                    self.limits.renewed(now)
+
     def _ordered(self) -> Stop | None:
-        if not self.signals:
-            return None
-        return Stop(Reason.KILLED, "the runner was told to stop from outside (TERM or INT)")
+        if self.signals:
+            return Stop(Reason.KILLED, "the runner was told to stop from outside (TERM or INT)")
+        return Stop(Reason.ENVIRONMENT, self._shortage) if self._shortage else None
+
+    def _called_off(self) -> Stop | None:
+        """Cancel and drain, while there is no trainer yet that they could reach."""
+        with contextlib.suppress(SpecError, OSError, UnicodeDecodeError):
+            control = Control.read(self.paths.control)
+            if control.cancel:
+                return Stop(Reason.KILLED, CANCELLED)
+            if control.drain:
+                return Stop(Reason.KILLED, "asked to stop early, before anything was measured")
+        return None
+
+    def _disturbed(self, now: float) -> Stop | None:
+        """Look at the device when that is due; others on it are the end of what is measured."""
+        assert self._trainer is not None
+        pid = self._trainer.pid
+        message = self.device.look(now, root=pid, session=pid, began_at=self._began_at)
+        return Stop(Reason.SHARED_DEVICE, message) if message else None
 
     def _told_to_stop(self, number: int, frame: object) -> None:  # noqa: ARG002
         self.signals += 1

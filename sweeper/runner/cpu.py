@@ -1,4 +1,4 @@
-"""How busy processors are, as the kernel counts: all of it, the hypervisor's part, a process tree's part.
+"""How busy processors are, as the kernel counts: in all, for the hypervisor, for a process tree.
 
 It must not know attempts or what a share of foreign work means for them; outside Linux nothing is known.
 """

@@ -58,7 +58,7 @@ def lock_names(device: Mapping[str, Any]) -> list[str]:
     if device.get("kind") == "cuda":
         return sorted(u for u in str(device.get("uuid", "")).split(",") if u)
     if device.get("kind") == "cpu":
-        return [f"core-{core:05d}" for core in sorted(_cores(device))]
+        return [f"core-{core}" for core in sorted(_cores(device))]
     return []
 
 
@@ -219,7 +219,8 @@ class Device:
 
     def _is_foreign(self, pid: int, session: int) -> bool:
         """A process of this host that is none of ours; one that cannot be seen may be our own, under
-        the number that it has outside of this container."""
+        the number that it has outside of this container.
+        """
         found = processes.look_at(pid)
         ours = found is None or found.session == session or processes.has_marker(pid, self._token)
         return not ours and not _descends(pid, os.getpid())

@@ -73,7 +73,7 @@ def take(name: str, *, shared: bool = False) -> DeviceLock | None:
     place = open_folder()
     try:
         for _ in range(10):  # a file that is deleted while we lock it is no lock: again
-            descriptor = _openfile_name(place, file_name(name))
+            descriptor = _open_file(place, file_name(name))
             try:
                 fcntl.flock(descriptor, kind)
                 if _is_at(place, file_name(name), descriptor):
@@ -152,9 +152,10 @@ def open_folder() -> int:
     return place
 
 
-def _openfile_name(place: int, name: str) -> int:
+def _open_file(place: int, name: str) -> int:
     """A device's file. It is created in a step of its own: where a folder is sticky, Linux refuses
-    O_CREAT on a file that another user made."""
+    O_CREAT on a file that another user made.
+    """
     for _ in range(10):
         try:
             descriptor = os.open(name, _FLAGS, dir_fd=place)

@@ -6,11 +6,17 @@ It must not know what becomes of it; a trainer that cannot be started is a messa
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import runpy
 import signal
 import subprocess
-from collections.abc import Mapping
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from sweeper.paths import AttemptPaths
 from sweeper.runner import processes
@@ -18,6 +24,29 @@ from sweeper.spec import AttemptSpec
 
 KILL_ME_FIRST = 300
 """The trainer's oom_score_adj: short of memory, the kernel takes it and not what watches it."""
+
+
+PRELOADED: set[str] = set()
+"""Modules that this process has imported beforehand (`warm`): their trainers are forked, not started."""
+
+
+class Trainer(Protocol):
+    """A started trainer: a child of this process."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    returncode: int | None
+
+
+@dataclass
+class Forked:
+    """A trainer that was forked from this process."""
+
+    pid: int
+    returncode: int | None = None
 
 
 class StartError(Exception):
@@ -38,8 +67,10 @@ def environment(spec: AttemptSpec, paths: AttemptPaths, token: str) -> dict[str,
     return kept | {k: v for k, v in wanted.items() if v is not None}
 
 
-def start(spec: AttemptSpec, paths: AttemptPaths, token: str) -> subprocess.Popen[bytes]:
+def start(spec: AttemptSpec, paths: AttemptPaths, token: str) -> Trainer:
     """Start the trainer in a session of its own, with its output straight into files.
+
+    Where its module has been imported here beforehand it is forked, otherwise started anew.
 
     It dies with the calling thread, so that must be the runner's main thread. No shell, ever.
 
@@ -66,6 +97,8 @@ def start(spec: AttemptSpec, paths: AttemptPaths, token: str) -> subprocess.Pope
     out = os.open(paths.stdout, flags, 0o600)
     err = os.open(paths.stderr, flags, 0o600)
     try:
+        if spec.argv[:2] == [sys.executable, "-m"] and spec.argv[2] in PRELOADED:
+            return _fork(spec, environment(spec, paths, token), in_child, out, err)
         return subprocess.Popen(
             spec.argv,
             cwd=spec.cwd,
@@ -81,6 +114,45 @@ def start(spec: AttemptSpec, paths: AttemptPaths, token: str) -> subprocess.Pope
     finally:
         os.close(out)
         os.close(err)
+
+
+def _fork(
+    spec: AttemptSpec, env: Mapping[str, str], in_child: Callable[[], None], out: int, err: int
+) -> Forked:
+    """Fork, and be `python -m MODULE ...` in the child: same session, files, folder, environment."""
+    if not Path(spec.cwd).is_dir():
+        raise FileNotFoundError(spec.cwd)
+    pid = os.fork()
+    if pid:
+        return Forked(pid)
+    code = 1
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDONLY)
+        for target, source in ((0, null), (1, out), (2, err)):
+            os.dup2(source, target)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        in_child()
+        os.chdir(spec.cwd)
+        os.environ.clear()
+        os.environ.update(env)
+        for stream in (sys.stdout, sys.stderr):  # as PYTHONUNBUFFERED would have made them
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(line_buffering=True, write_through=True)
+        sys.argv = [spec.argv[2], *spec.argv[3:]]
+        runpy.run_module(spec.argv[2], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str):
+            sys.stderr.write(f"{left.code}\n")
+    except BaseException:  # noqa: BLE001 - what an interpreter would do at its end
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def _explain(error: Exception, spec: AttemptSpec) -> str:

@@ -46,6 +46,7 @@ class Limits:
         self._evaluation: tuple[float, int] | None = None
         self._over: tuple[float, int, Stop] | None = None
         self._finished_at: float | None = None
+        self._renewed_at = spawned_at
 
     @property
     def cap_s(self) -> float | None:
@@ -72,6 +73,10 @@ class Limits:
         elif event.event in ("run_finished", "run_failed") and self._finished_at is None:
             self._finished_at = now
 
+    def renewed(self, now: float) -> None:
+        """Somebody still wants this attempt (`lease_s`)."""
+        self._renewed_at = now
+
     def control(self, control: Control) -> None:
         """What the loop wants now; it replaces what it wanted before."""
         self._control = control
@@ -84,6 +89,7 @@ class Limits:
             self._measured(now, fold)
             or self._capped(clock)
             or self._out_of_time(now, clock)
+            or self._forgotten(now)
             or self._silent(now)
             or self._drained()
         )
@@ -143,6 +149,12 @@ class Limits:
             )
             return Stop(Reason.TIMEOUT, message)
         return None
+
+    def _forgotten(self, now: float) -> Stop | None:
+        lease_s = self._spec.lease_s
+        if lease_s is None or now - self._renewed_at <= lease_s:
+            return None
+        return Stop(Reason.LOST, f"its lease was not renewed for {lease_s:g} s (lease_s)")
 
     def _silent(self, now: float) -> Stop | None:
         spec = self._spec

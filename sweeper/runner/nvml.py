@@ -1,4 +1,4 @@
-"""NVIDIA's management library through ctypes: which GPUs there are, what each does now, who computes on it.
+"""NVIDIA's management library through ctypes: which GPUs there are, what each does, who computes there.
 
 It must not know attempts, leases or what a reading means for them; nothing of it needs a package.
 
@@ -246,7 +246,7 @@ class LibraryGpus:
 
     def _pids(self, handle: ctypes.c_void_p) -> tuple[int, ...]:
         """Compute processes, by the newest form of the call that this driver has."""
-        calls: tuple[tuple[str, type[ProcessInfo] | type[ProcessInfoV1]], ...] = (
+        calls: tuple[tuple[str, type[ProcessInfo | ProcessInfoV1]], ...] = (
             ("nvmlDeviceGetComputeRunningProcesses_v3", ProcessInfo),
             ("nvmlDeviceGetComputeRunningProcesses_v2", ProcessInfo),
             ("nvmlDeviceGetComputeRunningProcesses", ProcessInfoV1),

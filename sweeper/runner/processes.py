@@ -83,12 +83,19 @@ def lives(pid: int, start_time: int, boot: str) -> bool:
 
 def has_marker(pid: int, token: str) -> bool:
     """Whether a process was started with this attempt's token in its environment."""
+    return marker(pid) == token
+
+
+def marker(pid: int) -> str | None:
+    """The token that a process was started with, or None: it has none, or is another user's."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123
             environment = file.read()
     except OSError:
-        return False
-    return f"{MARKER}={token}".encode() in environment.split(b"\0")
+        return None
+    start = f"{MARKER}=".encode()
+    found = (entry for entry in environment.split(b"\0") if entry.startswith(start))
+    return next((os.fsdecode(entry[len(start) :]) for entry in found), None)
 
 
 def descendants(root: int, *, session: int | None, token: str) -> list[Process]:

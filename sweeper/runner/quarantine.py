@@ -56,9 +56,9 @@ def begin(
             os.fchmod(file.fileno(), FILE_MODE)
             file.write(json.dumps(document, allow_nan=False) + "\n")
         try:
-            os.rename(temporary, path.name, src_dir_fd=place, dst_dir_fd=place)  # noqa: PTH104
+            os.rename(temporary, path.name, src_dir_fd=place, dst_dir_fd=place)
         except PermissionError:  # another user's quarantine stands there: it says enough
-            os.unlink(temporary, dir_fd=place)  # noqa: PTH108
+            os.unlink(temporary, dir_fd=place)
     except OSError as error:
         raise LocksUnusable(f"{path}: {error.strerror}") from None
     finally:
@@ -87,10 +87,9 @@ def _is_over(name: str, said: Mapping[str, Any], gpus: nvml.Gpus | None) -> bool
     if limit is None and not pids:
         return False
     boot = str(said.get("boot", ""))
-    for entry in pids if isinstance(pids, list) else []:
-        if isinstance(entry, list) and len(entry) == 2 and all(isinstance(v, int) for v in entry):
-            if processes.lives(entry[0], entry[1], boot):
-                return False
+    known = [e for e in pids if isinstance(e, list)] if isinstance(pids, list) else []
+    if any(processes.lives(pid, start, boot) for pid, start in map(_whole_pair, known)):
+        return False
     if limit is None:
         return True
     if gpus is None or not isinstance(limit, int):
@@ -100,6 +99,11 @@ def _is_over(name: str, said: Mapping[str, Any], gpus: nvml.Gpus | None) -> bool
     except nvml.NvmlError:
         return False
     return used is not None and used <= limit
+
+
+def _whole_pair(entry: list[Any]) -> tuple[int, int]:
+    ok = len(entry) == 2 and all(type(value) is int for value in entry)
+    return (entry[0], entry[1]) if ok else (-1, 0)
 
 
 def _path(name: str) -> Path:

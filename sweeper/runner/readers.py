@@ -64,11 +64,16 @@ class Reader(Protocol):
         """The unfinished last line, after the trainer has ended and everything else was read."""
         ...
 
+    def read_to(self, path: Path) -> int | None:
+        """Up to which byte a file has been read; None for a file that is not its own."""
+        ...
+
 
 class EventsReader:
     """Protocol lines from the file that SWEEP_EVENTS names."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._tail = Tail(path, longest=LONGEST_EVENT)
 
     @property
@@ -95,6 +100,10 @@ class EventsReader:
             self._parse(Line(text), batch)
             batch.bad.clear()
         return batch
+
+    def read_to(self, path: Path) -> int | None:
+        """See `Reader.read_to`."""
+        return self._tail.offset if path == self._path else None
 
     @staticmethod
     def _parse(line: Line, batch: Batch) -> None:
@@ -135,9 +144,9 @@ class PatternsReader:
                 raise PatternError(f"pattern {name!r}: {pattern!r}: {error}") from None
         groups = {g for p in self._patterns.values() for g in p.groupindex}
         self._has_clock = bool(groups & {"train_s", "train_ms", "step_ms"})
-        self._tails = [
-            Tail(path, longest=LONGEST_MATCHED, returns=True) for path in (stdout, stderr)
-        ]
+        self._tails = {
+            path: Tail(path, longest=LONGEST_MATCHED, returns=True) for path in (stdout, stderr)
+        }
         self._seq = self._step = self._tokens = 0
         self._train_s = 0.0
         self._told: set[str] = set()
@@ -146,13 +155,13 @@ class PatternsReader:
     @property
     def behind(self) -> bool:
         """Whether the last look left something unread."""
-        return any(tail.behind for tail in self._tails)
+        return any(tail.behind for tail in self._tails.values())
 
     def read(self) -> Batch:
         """One bounded look at both outputs."""
         batch = Batch()
         with self._stopwatch.running():
-            for tail in self._tails:
+            for tail in self._tails.values():
                 for line in tail.read():
                     self._match(line.text, batch)
         return batch
@@ -161,9 +170,13 @@ class PatternsReader:
         """The last line of each output, if it has no end."""
         batch = Batch()
         with self._stopwatch.running():
-            for tail in self._tails:
+            for tail in self._tails.values():
                 self._match(tail.unfinished(), batch)
         return batch
+
+    def read_to(self, path: Path) -> int | None:
+        """See `Reader.read_to`."""
+        return self._tails[path].offset if path in self._tails else None
 
     def _match(self, text: bytes, batch: Batch) -> None:
         line = text.decode("utf-8", errors="replace")

@@ -43,19 +43,19 @@ def shortage(folder: Path) -> str:
 
 
 class Reserve:
-    """Disk space that is taken now, so that one file can be written when there is none left."""
+    """Disk space that is taken now, so that one file can be written when there is none left.
+
+    Raises:
+        OSError: there is not even that much room now.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Raises:
-        OSError: there is not even that much room now.
-        """  # noqa: D205
         self._path = folder / ".outcome.reserve"
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, PRIVATE_FILE)
         try:
             # Written, not only allocated: some file systems promise room that they do not keep.
             os.pwrite(self._descriptor, bytes(RESERVE_BYTES), 0)
-            os.fsync(self._descriptor)
         except OSError:
             self.release()
             raise
@@ -92,7 +92,7 @@ class Bounded:
     system cannot make holes, nothing happens (`works` is False), and the floor under the disk holds.
     """
 
-    def __init__(self, path: Path, read_to: Callable[[], int] | None = None) -> None:
+    def __init__(self, path: Path, read_to: Callable[[], int | None] = lambda: None) -> None:
         self._path, self._read_to = path, read_to
         self._gone_to = _HEAD
         self.works = True
@@ -102,8 +102,9 @@ class Bounded:
         try:
             size = self._path.stat().st_size
             end = size - _TAIL
-            if self._read_to is not None:
-                end = min(end, self._read_to())
+            read_to = self._read_to()
+            if read_to is not None:
+                end = min(end, read_to)
             end -= end % _BLOCK
             # in large bites, so that this is rare
             if not self.works or end - self._gone_to < LOG_BYTES - _HEAD - _TAIL:

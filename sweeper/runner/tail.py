@@ -64,6 +64,11 @@ class Tail:
             self._rest, self._skipping = b"", True
         return lines
 
+    @property
+    def offset(self) -> int:
+        """Where the next read begins: nobody needs the bytes before it."""
+        return self._offset
+
     def unfinished(self) -> bytes:
         """The last line, if it has no end."""
         return self._rest

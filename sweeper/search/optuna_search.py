@@ -27,6 +27,7 @@ from sweeper.search.base import Known, Told
 from sweeper.space import Categorical, Float, Integer, Parameter, Point, Space
 
 KEY = "sweep:attempt"  # the attribute that makes every call idempotent
+TWICE = "sweep:twice"  # the key of a trial that was made twice: see OptunaSearch
 _STATES: dict[TrialState, Literal["running", "complete", "failed"]] = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "running",
@@ -52,6 +53,7 @@ class OptunaStorage:
 
     Raises:
         DatabaseUnusable: the tables cannot be created or read; the message holds no password.
+        DatabaseGone: they cannot now.
     """
 
     def __init__(self, url: str) -> None:
@@ -64,9 +66,12 @@ class OptunaStorage:
                 engine_kwargs={"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2},
             )
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
-            raise DatabaseUnusable(
+            gone = isinstance(error, sqlalchemy.exc.OperationalError)
+            raise (DatabaseGone if gone else DatabaseUnusable)(
                 f"Optuna's tables cannot be opened ({type(error).__name__}); see `sweep db status`"
             ) from None
+        self._trouble = _Trouble()
+        sqlalchemy.event.listen(self._storage.engine, "handle_error", self._trouble.note)
 
     @property
     def raw(self) -> RDBStorage:
@@ -75,19 +80,20 @@ class OptunaStorage:
 
     def open(self, name: str, space: Space, notes: Mapping[str, Any]) -> OptunaSearch:
         """The Optuna study of that name, created when missing; minimises seconds (or the metric)."""
-        with warnings.catch_warnings():
+        with _translated(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             study = optuna.create_study(
                 storage=self._storage, study_name=name, direction="minimize", load_if_exists=True
             )
-        for key, value in notes.items():
-            if study.user_attrs.get(key) != value:
-                study.set_user_attr(key, value)
-        return OptunaSearch(study, space)
+            for key, value in notes.items():
+                if study.user_attrs.get(key) != value:
+                    study.set_user_attr(key, value)
+            return OptunaSearch(study, space, self._trouble)
 
     def names(self) -> list[str]:
         """Names of all Optuna studies here."""
-        return [s.study_name for s in self._storage.get_all_studies()]
+        with _translated():
+            return [s.study_name for s in self._storage.get_all_studies()]
 
     def delete(self, name: str) -> None:
         """Remove an Optuna study (it can be rebuilt from our tables); a missing one is fine."""
@@ -101,22 +107,40 @@ class OptunaStorage:
         self._storage.engine.dispose()
 
 
-class OptunaSearch:
-    """One Optuna study. Trials are found again by their attempt key, so every call is idempotent."""
+class _Trouble:
+    """Remembers that a statement failed: also where Optuna tried again and then said nothing."""
 
-    def __init__(self, study: optuna.Study, space: Space) -> None:
+    def __init__(self) -> None:
+        self.seen = False
+
+    def note(self, context: object) -> None:  # noqa: ARG002 - SQLAlchemy's event
+        self.seen = True
+
+
+class OptunaSearch:
+    """One Optuna study. Trials are found again by their attempt key, so every call is idempotent.
+
+    Where the answer to a COMMIT is lost, Optuna makes the trial once more. Whenever there was trouble,
+    and when a study is opened, all but one of a key's trials become failed ones without a key.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space, trouble: _Trouble) -> None:
         self._study = study
         self._storage = study._storage  # noqa: SLF001 - create_new_trial is one commit, ask is eleven
         self._study_id = study._study_id  # noqa: SLF001
         self._distributions = {n: distribution(p) for n, p in space.parameters.items()}
-        self._known: dict[str, tuple[int, TrialState]] = {
-            t.user_attrs[KEY]: (t._trial_id, t.state)  # noqa: SLF001
-            for t in study.get_trials(deepcopy=False)
-            if KEY in t.user_attrs
-        }
+        self._known: dict[str, tuple[int, TrialState]] = {}
+        self._trouble = trouble
+        self._look_again()
 
     def ask(self, trial_id: str, point: Point, attributes: Mapping[str, Any]) -> None:
-        """Register a planned point as running, in one commit."""
+        """Register a planned point as running, in one commit.
+
+        Raises:
+            DatabaseGone: the database went away; asking again later is safe.
+        """
+        if self._trouble.seen:
+            self._look_again()
         if trial_id in self._known:
             return
         template = create_trial(
@@ -128,30 +152,31 @@ class OptunaSearch:
         with _translated():
             number = self._storage.create_new_trial(self._study_id, template_trial=template)
         self._known[trial_id] = (number, TrialState.RUNNING)
+        if self._trouble.seen:
+            self._look_again()
 
     def tell(self, trial_id: str, told: Told) -> None:
         """Finish a trial: attributes and constraint first, since a finished trial refuses them.
 
         Raises:
             KeyError: the trial was never asked for.
-            DatabaseUnusable: the database went away; telling again later is safe.
+            DatabaseGone: the database went away; telling again later is safe.
         """
         number, state = self._known[trial_id]
         if state.is_finished():
             return
-        with _translated():
+        end = TrialState.FAIL if told.value is None else TrialState.COMPLETE
+        # finished already: it was told before, and the answer was lost
+        with _translated(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             # the list form is the one that the dashboard shows; Optuna itself reads both
             attributes = {"constraints": [told.violation]}
             for key, value in attributes.items():
                 self._storage.set_trial_system_attr(number, key, value)
             for key, value in told.attributes.items():
                 self._storage.set_trial_user_attr(number, key, value)
-            if told.value is None:
-                self._storage.set_trial_state_values(number, TrialState.FAIL)
-                self._known[trial_id] = (number, TrialState.FAIL)
-            else:
-                self._storage.set_trial_state_values(number, TrialState.COMPLETE, [told.value])
-                self._known[trial_id] = (number, TrialState.COMPLETE)
+            values = None if told.value is None else [told.value]
+            self._storage.set_trial_state_values(number, end, values)
+        self._known[trial_id] = (number, end)
 
     def known(self) -> Mapping[str, Known]:
         """Every trial by its attempt key, as the database has it now."""
@@ -160,8 +185,33 @@ class OptunaSearch:
         return {
             t.user_attrs[KEY]: Known(_STATES.get(t.state, "failed"), t.value)
             for t in trials
-            if KEY in t.user_attrs
+            if t.user_attrs.get(KEY) is not None
         }
+
+    def _look_again(self) -> None:
+        """Know what is there; of a key's trials the first finished one stays, else the first."""
+        self._trouble.seen = False
+        try:
+            with _translated():
+                trials = self._study.get_trials(deepcopy=False)
+                known: dict[str, tuple[int, TrialState]] = {}
+                for trial in sorted(trials, key=lambda t: not t.state.is_finished()):
+                    key, number = trial.user_attrs.get(KEY), trial._trial_id  # noqa: SLF001
+                    if (
+                        key is not None
+                        and known.setdefault(key, (number, trial.state))[0] != number
+                    ):
+                        self._forget(number, key)
+        except DatabaseGone:
+            self._trouble.seen = True
+            raise
+        self._known = known
+
+    def _forget(self, number: int, key: str) -> None:
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._storage.set_trial_user_attr(number, TWICE, key)
+            self._storage.set_trial_user_attr(number, KEY, None)
+            self._storage.set_trial_state_values(number, TrialState.FAIL)
 
 
 @contextlib.contextmanager

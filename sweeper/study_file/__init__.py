@@ -16,6 +16,7 @@ from pydantic import Field
 from sweeper.configuration import get_key
 from sweeper.space import Value
 from sweeper.study import (
+    Checkpoints,
     Confirm,
     Frozen,
     Limits,
@@ -62,6 +63,7 @@ class _Document(Frozen):
     confirm: Confirm = Confirm()
     racing: Racing = Racing()
     on_oom: OnOom | None = None
+    checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
 
 
@@ -107,6 +109,8 @@ def load(path: Path, *, scale: str | None = None) -> Study:
         stage2=document.stage2,
         confirm=document.confirm,
         racing=document.racing,
+        on_oom=document.on_oom,
+        checkpoints=document.checkpoints,
         base=base,
     )
     if problem := next(problems(study), None):
@@ -117,8 +121,6 @@ def load(path: Path, *, scale: str | None = None) -> Study:
 def _not_yet(document: _Document) -> Iterator[Problem]:
     """Settings of the contract that this version cannot act on: refused, never ignored."""
     absent = "this version of sweep cannot do this yet; remove it"
-    if document.on_oom is not None:
-        yield Problem(("on_oom",), f"{absent} (a trial out of memory fails)")
     if document.notify is not None:
         yield Problem(("notify",), f"{absent} (the exit code says how a stage ended)")
     if document.objective.goal == "final":

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sweeper.configuration import PLACES, get_key, places
-from sweeper.space import NUMERIC, Parameter, Space, Value
+from sweeper.space import NUMERIC, Integer, Parameter, Space, Value
 from sweeper.study import Group, Study, Tie
 from sweeper.study_file.lines import Path as KeyPath
 from sweeper.study_file.source import Problem, nearest, show
@@ -27,6 +27,7 @@ def problems(study: Study) -> Iterator[Problem]:
     yield from _base_keys(study)
     yield from _frozen(study)
     yield from _ties(study)
+    yield from _on_oom(study)
     for place, partial in enumerate(study.forbid):
         at: KeyPath = ("forbid", place)
         if not partial:
@@ -188,6 +189,38 @@ def _frozen(study: Study) -> Iterator[Problem]:
                     f"{show(key)} is not a key of {study.trainer.config}"
                     f"{nearest(key, leaves(study.base))}",
                 )
+
+
+def _on_oom(study: Study) -> Iterator[Problem]:
+    if study.on_oom is None:
+        return
+    keys = {
+        "micro_batch": study.on_oom.micro_batch,
+        "accumulation": study.on_oom.accumulation,
+    }
+    known = [*study.space.parameters, *leaves(study.base)]
+    for name, key in keys.items():
+        at: KeyPath = ("on_oom", name)
+        if key not in known:
+            yield Problem(
+                at,
+                f"{show(key)} is no key of the trainer's configuration and no parameter of [space]"
+                f"{nearest(key, known)}; name what holds the {name.replace('_', '-')}",
+            )
+        elif key in study.frozen:
+            yield Problem(at, f"{show(key)} is frozen; remove it from one of the two")
+        elif key in study.space.parameters:
+            if not isinstance(parameter := study.space.parameters[key], Integer):
+                kind = type(parameter).__name__.lower()
+                yield Problem(at, f"{show(key)} is a {kind} parameter; only whole numbers halve")
+            elif parameter.baseline is None and parameter.when:
+                yield Problem(at, f"{show(key)} is not always active; give it a baseline")
+        elif type(value := get_key(study.base, key)) is not int or value < 1:
+            yield Problem(
+                at, f"{show(key)} is {show(value)} in {study.trainer.config}, expected 1 or more"
+            )
+    if keys["micro_batch"] == keys["accumulation"]:
+        yield Problem(("on_oom",), f"{show(keys['micro_batch'])} twice; name two different keys")
 
 
 def _known(space: Space, name: str, at: KeyPath) -> Iterator[Problem]:

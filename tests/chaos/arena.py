@@ -91,9 +91,18 @@ vary = {{ "optim.lr" = [0.004, 0.02, 0.03] }}
 name = "C"
 grid = {{ "optim.lr" = {rates}, "data.batch" = {batches} }}
 """
-MOODS = ["läuft gut", "it's \"fine\" & $HOME ☃", "{config} 50%"]
+MOODS = ["läuft gut", 'it\'s "fine" & $HOME ☃', "{config} 50%"]
 BATCHES = [40, 48, 56, 64, 72, 80, 88, 96]
-BASE = '[optim]\nlr = 0.01\n[data]\nbatch = 64\n[model]\nmood = "läuft gut"\ntau_s = {tau_s}\nstep_s = 0.01\n'
+BASE = """\
+[optim]
+lr = 0.01
+[data]
+batch = 64
+[model]
+mood = "läuft gut"
+tau_s = {tau_s}
+step_s = 0.01
+"""
 
 
 @dataclass
@@ -128,8 +137,9 @@ class Arena:
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SWEEP_", "PG"))}
         url = {"SWEEP_DATABASE_URL": self.url} if self.url else {}
+        locks = {"SWEEP_DEVICE_LOCKS": str(self.folder / "devices")}
         # one thread: numpy's own would only fight over two cores
-        return kept | url | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | self.env
+        return kept | url | locks | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | self.env
 
     def start(self, *words: str, program: tuple[str, ...] = ("-m", "sweeper.cli")):
         """Start a command of the program (`stage1` by default) and let it go."""

@@ -56,9 +56,7 @@ def fight(
     return report, monkey
 
 
-def figures(
-    report: checker.Report, monkey: Monkey, seed: int, wall_s: float
-) -> dict[str, Any]:
+def figures(report: checker.Report, monkey: Monkey, seed: int, wall_s: float) -> dict[str, Any]:
     return {
         "seed": seed,
         "faults": len(monkey.done),

@@ -329,9 +329,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def diary(
-    evidence: Evidence, rows: Mapping[str, Any], lives: Iterable[Life]
-) -> Iterator[Problem]:
+def diary(evidence: Evidence, rows: Mapping[str, Any], lives: Iterable[Life]) -> Iterator[Problem]:
     """Every trainer that trained belongs to one recorded attempt, and what it finished is there."""
     known = {(n, a["attempt"]): a for n, t in rows.items() for a in t["attempts"]}
     tokens: dict[tuple[str, int], list[Life]] = defaultdict(list)
@@ -365,7 +363,9 @@ def overlaps(
     places: dict[str, list[Life]] = defaultdict(list)
     for life in lives:
         places[f"trial {life.attempt[0]}"].append(life)
-        spec = read_json(evidence.runs / life.attempt[0] / f"attempt-{life.attempt[1]}" / "spec.json")
+        spec = read_json(
+            evidence.runs / life.attempt[0] / f"attempt-{life.attempt[1]}" / "spec.json"
+        )
         slot = slots.get(life.attempt)
         if spec is not None and spec["device"]:
             slot = f"cpu{spec['device']['index']}"
@@ -487,7 +487,9 @@ def leftovers(study: str, home: Path, data: Path | None = None) -> list[Problem]
         elif mine in command:
             problems.append(Problem("orphan", f"process {process.pid}", f"ours: {shown}"))
         elif data is not None and folder == os.fsencode(data):
-            problems.append(Problem("orphan", f"process {process.pid}", f"of the database: {shown}"))
+            problems.append(
+                Problem("orphan", f"process {process.pid}", f"of the database: {shown}")
+            )
     for path in (home / "runs" / study).glob("*/attempt-*/*.pid"):
         text = path.read_text()
         command = Path(f"/proc/{text}/cmdline")

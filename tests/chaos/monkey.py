@@ -20,6 +20,7 @@ from typing import Any
 
 import psycopg2
 
+from sweeper.errors import SweepError
 from sweeper.runner import processes
 from sweeper.storage import embedded
 from tests.chaos.arena import COMPLETE, Arena
@@ -320,21 +321,17 @@ class Monkey:
 
     def _crowd_database(self) -> str | None:
         """Take every connection that is left, for a moment."""
-        try:
-            with embedded.open_server(self.arena.home, purpose="a crowd", timeout_s=20) as server:
-                url = server.url.replace("+psycopg2", "", 1)
-                taken = []
-                try:
-                    for _ in range(200):
-                        taken.append(psycopg2.connect(url, connect_timeout=2))
-                except psycopg2.Error:
-                    pass
-                time.sleep(self.draw.uniform(0.3, 1.0))
-                for connection in taken:
-                    connection.close()
-        except Exception as error:  # the server may be on its way down
-            return f"nobody let in ({type(error).__name__})"
-        return f"{len(taken)} connections"
+        with contextlib.ExitStack() as taken:
+            count = 0
+            with contextlib.suppress(psycopg2.Error, SweepError):  # it may be on its way down
+                home = self.arena.home
+                server = embedded.open_server(home, purpose="a crowd", timeout_s=20)
+                taken.callback(server.close)
+                for count in range(200):
+                    url = server.url.replace("+psycopg2", "", 1)
+                    taken.callback(psycopg2.connect(url, connect_timeout=2).close)
+            time.sleep(self.draw.uniform(0.3, 1.0))
+        return f"{count} connections"
 
     def _backends(self) -> list[int]:
         pid = embedded.status(self.arena.home).pid

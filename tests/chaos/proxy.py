@@ -23,7 +23,7 @@ class LosingProxy:
         self._address, _, query = url.partition("?")
         self._server = str(Path(unquote(parse_qs(query)["host"][0])) / SOCKET)
         self.url = f"{self._address}?host={quote(str(folder), safe='')}"
-        self._word: bytes | None = None
+        self._after, self._word = b"", None
         self.lost = 0
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / SOCKET))
@@ -31,8 +31,9 @@ class LosingProxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def lose_answer_to(self, word: bytes) -> None:
-        self._word = word
+    def lose_answer_to(self, word: bytes, *, after: bytes = b"") -> None:
+        """The next statement with `word`, from the one with `after` on."""
+        self._after, self._word = after, word
 
     def close(self) -> None:
         for one in (self._listener, *(s for pair in self._pairs for s in pair)):
@@ -56,7 +57,9 @@ class LosingProxy:
     def _pump(self, one: socket.socket, other: socket.socket, asks: bool, cut) -> None:
         with contextlib.suppress(OSError):
             while data := one.recv(1 << 16):
-                if asks and self._word is not None and self._word in data:
+                if asks and self._after and self._after in data:
+                    self._after = b""
+                if asks and not self._after and self._word is not None and self._word in data:
                     self._word = None
                     cut.set()
                 if not asks and cut.is_set():  # the server has answered: it is done, and not heard

@@ -254,6 +254,7 @@ def program(folder: Path, url: str | None) -> Iterator[Sweep]:
     """The program at work in `folder`; without a URL it will start a database of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("SWEEP_", "PG"))}
     env = kept | {"SWEEP_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    env["SWEEP_DEVICE_LOCKS"] = str(folder / "devices")
     sweep = Sweep(folder, env if url is None else env | {"SWEEP_DATABASE_URL": url})
     try:
         yield sweep
