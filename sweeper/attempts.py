@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import tomli_w
 
-from sweeper.configuration import fill_command, resolve_config
+from sweeper.configuration import fill_command, resolve_config, set_key
 from sweeper.errors import DiskUnusable
 from sweeper.events import EventError, Fold, parse_line
 from sweeper.executors.base import Slot
@@ -25,7 +26,10 @@ from sweeper.objective import best_value
 from sweeper.paths import AttemptPaths, make_private, write_json, write_whole
 from sweeper.spec import AttemptOutcome, AttemptSpec, SpecError
 from sweeper.study import Study
-from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, Reason
+from sweeper.trial import AttemptFacts, DeviceSample, Outcome, PlannedTrial, Reason
+
+MOST_SAMPLES = 1000
+_FIGURES = ("utilisation", "power_w", "temperature_c", "clock_mhz")
 
 
 def prepare(
@@ -38,23 +42,30 @@ def prepare(
     target: float | None,
     fallback: Sequence[float],
     cap_s: float | None,
+    adjusted: Mapping[str, int] | None = None,
 ) -> Path:
     """Write an attempt's configuration and spec; returns the spec's path.
+
+    `adjusted` are keys that differ from the trial's point in this attempt ([on_oom]).
 
     Raises:
         DiskUnusable: the run folder cannot be written.
     """
+    changes = dict(adjusted or {})
+    point = {**trial.point, **{k: v for k, v in changes.items() if k in study.space.parameters}}
     config = resolve_config(
         study,
-        trial.point,
+        point,
         seed=trial.seed,
         target=target,
         fallback=fallback,
         max_steps=study.limits.steps,
     )
+    for key in changes.keys() - point.keys():
+        set_key(config, key, changes[key])
     argv = fill_command(
         study,
-        trial.point,
+        point,
         config=paths.config,
         events=paths.raw_events,
         run_dir=paths.folder,
@@ -90,10 +101,14 @@ def prepare(
         patterns=dict(study.trainer.patterns),
         cap_s=cap_s,
         device=dict(slot.device),
+        adjusted=changes,
     )
     try:
         if paths.folder.exists():  # left by an orchestrator that died before it started the runner
             shutil.rmtree(paths.folder)
+        # The study's folder is made when its plan is frozen. If it is gone, then so is the mount that
+        # it was on, and what lies below must not be written to.
+        paths.folder.parent.parent.stat()
         make_private(paths.folder)
         if study.trainer.config is not None:
             write_whole(paths.config, tomli_w.dumps(config))
@@ -110,6 +125,7 @@ def disk_unusable(folder: Path, error: OSError) -> DiskUnusable:
         errno.EDQUOT: "the disk quota is used up",
         errno.EROFS: "the file system is read-only",
         errno.EACCES: "permission denied",
+        errno.ENOENT: "it is gone; is what it was on still mounted?",
     }.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
     return DiskUnusable(
         f"folder {folder}: {what}. Nothing recorded so far is lost: make room (or choose "
@@ -159,7 +175,8 @@ def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
         started_at=outcome.started_at,
         ended_at=outcome.ended_at,
         exit_code=outcome.exit_code if outcome.signal is None else -outcome.signal,
-        device={**outcome.device, "start": "warm" if outcome.warm else "cold"},
+        device=_device(outcome),
+        validity=outcome.validity,
         fingerprint={
             "hardware": started.get("hardware"),
             "versions": started.get("versions"),
@@ -168,6 +185,43 @@ def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
         },
         clock_source=outcome.clock_source,
     )
+
+
+def give_up(paths: AttemptPaths, message: str) -> bool:
+    """Leave `lost` as the outcome of an attempt that no runner has, unless one has it after all.
+
+    A runner that was started and only comes late (frozen, a slow disk) then finds that its attempt
+    has ended. Returns False when a living runner has claimed the folder; a folder that vanished or
+    cannot be written needs no outcome, because nothing can run there either.
+    """
+    facts = lost(paths, message)
+    try:
+        device = dict(AttemptSpec.read(paths.spec).device)
+    except (SpecError, OSError):
+        device = {}
+    outcome = AttemptOutcome(
+        study=paths.folder.parent.parent.name,
+        trial=paths.folder.parent.name,
+        attempt=facts.attempt,
+        outcome=facts.outcome,
+        reason=facts.reason,
+        message=facts.message,
+        exit_code=None,
+        signal=None,
+        started_at=facts.started_at,
+        ended_at=facts.ended_at,
+        wall_s=0.0,
+        device=device,
+    )
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+        folder = os.open(paths.folder, os.O_RDONLY | os.O_CLOEXEC)
+        held.callback(os.close, folder)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # what a runner's claim is
+        except BlockingIOError:
+            return False
+        write_json(paths.outcome, outcome.to_json())
+    return True
 
 
 def lost(paths: AttemptPaths, message: str) -> AttemptFacts:
@@ -187,6 +241,33 @@ def lost(paths: AttemptPaths, message: str) -> AttemptFacts:
         started_at=started_at,
         ended_at=started_at,
     )
+
+
+def _device(outcome: AttemptOutcome) -> dict[str, Any]:
+    """The device, how the trainer was started, what was observed and what was adjusted for memory."""
+    device = {**outcome.device, "start": "warm" if outcome.warm else "cold"}
+    if outcome.observed:
+        device["observed"] = dict(outcome.observed)
+    if outcome.adjusted:
+        device["adjusted"] = dict(outcome.adjusted)
+    return device
+
+
+def read_samples(paths: AttemptPaths) -> list[DeviceSample]:
+    """Looks at the device while the attempt ran, at most MOST_SAMPLES of them, evenly spread."""
+    found = []
+    with contextlib.suppress(OSError), paths.samples.open("rb") as file:
+        for line in file:
+            try:
+                sample = json.loads(line)
+                device, at_s = str(sample["device"]), float(sample["at_s"])
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue  # torn by a full disk
+            figures = {name: finite(sample.get(name)) for name in _FIGURES}
+            memory = _whole(sample.get("memory_bytes"))
+            found.append(DeviceSample(device, at_s, memory_bytes=memory, **figures))
+    every = max(1, math.ceil(len(found) / MOST_SAMPLES))
+    return found[::every]
 
 
 def _whole(value: object) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +20,11 @@ Scale = Literal["linear", "log"]
 def canonical_float(value: float) -> float:
     """Round to 12 significant digits, so that 0.1 + 0.2 and 0.3 are one level, and -0.0 is 0.0."""
     return float(f"{value:.12g}") + 0.0
+
+
+def _is_finite(value: float) -> bool:
+    """Also of whole numbers that no float can hold: they are as good as infinite."""
+    return -math.inf < value < math.inf and abs(value) <= sys.float_info.max
 
 
 def show_value(value: Value) -> str:
@@ -47,11 +53,7 @@ class Float:
 
     def coerce(self, value: object) -> float:
         """The value as this parameter stores it; ValueError says what is allowed."""
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             raise ValueError(
                 f"got {value!r}, expected a finite number in [{self.low}, {self.high}]"
             )
@@ -88,7 +90,7 @@ class Integer:
         allowed = f"a whole number in [{self.low}, {self.high}]"
         if self.step != 1:
             allowed += f" in steps of {self.step} from {self.low}"
-        whole = isinstance(value, int | float) and math.isfinite(value) and value == int(value)
+        whole = isinstance(value, int | float) and _is_finite(value) and value == int(value)
         if isinstance(value, bool) or not whole:
             raise ValueError(f"got {value!r}, expected {allowed}")
         number: int = int(value)  # type: ignore[call-overload]

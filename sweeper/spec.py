@@ -5,16 +5,22 @@ It must not know stages, Optuna, the database or which executor carries it; stan
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from sweeper.trial import Clock, Outcome, Reason
 
 SPEC_VERSION = 1
+LARGEST = 2**63
+"""No number in these documents is as large as this."""
 CANCELLED = "cancelled"
 """The message of an attempt that was ended by `sweep cancel`: it is not tried again by itself."""
 
@@ -33,7 +39,7 @@ class _Document:
         """Parse and check a document; unknown keys are refused.
 
         Raises:
-            SpecError: another version, an unknown key or a missing one.
+            SpecError: another version, an unknown key, a missing one, or a value of another kind.
         """
         if not isinstance(document, dict) or document.get("v") != SPEC_VERSION:
             raise SpecError(f"{cls.__name__}: expected an object with v = {SPEC_VERSION}")
@@ -41,6 +47,11 @@ class _Document:
         known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
         if unknown := sorted(set(values) - known):
             raise SpecError(f"{cls.__name__}: unknown key {unknown[0]!r}")
+        for key, value in values.items():
+            if not _fits(value, _kinds(cls)[key]):  # type: ignore[arg-type]
+                kind = str(cls.__dataclass_fields__[key].type)  # type: ignore[attr-defined]
+                shown = reprlib.repr(value)
+                raise SpecError(f"{cls.__name__}: {key}: got {shown}, expected {kind}")
         try:
             return cls(**values)
         except TypeError as error:
@@ -58,6 +69,31 @@ class _Document:
             return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, RecursionError) as error:
             raise SpecError(f"{path}: {error}") from None
+
+
+@functools.cache
+def _kinds(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a field's declared kind; numbers must be finite."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, parts[0]) for item in value)
+    if origin in (dict, Mapping):
+        items = value.items() if isinstance(value, dict) else [(None, None)]
+        return all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in items)
+    if kind in (int, float):
+        number = isinstance(value, int if kind is int else int | float)
+        return number and not isinstance(value, bool) and -LARGEST < value < LARGEST
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return isinstance(value, str) and value in [str(member) for member in kind]
+    return kind is Any or isinstance(value, kind)
 
 
 @dataclass(frozen=True)

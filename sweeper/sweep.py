@@ -6,18 +6,20 @@ It must not know which executor, database or sampler it was given.
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from sweeper import attempts, telling
+from sweeper import attempts, checkpoints, oom, telling
 from sweeper.errors import EnvironmentUnusable, PlanError
 from sweeper.executors.base import Executor, Slot
 from sweeper.objective import TimeToTarget, crossing, time_to_target
 from sweeper.paths import AttemptPaths, Home, make_private, write_json
 from sweeper.patience import Patient
+from sweeper.places import Places
 from sweeper.plan_document import StageDocument
 from sweeper.progress import Progress
 from sweeper.search.base import Search
@@ -35,6 +37,8 @@ from sweeper.trial import (
 
 LEASE_TTL_S = 30.0
 TICK_S = 0.2
+CLAIM_WITHIN_S = 10.0
+VANISHED = "its runner ended without leaving an outcome"
 # Attempts per trial that may end for such a reason before the trial has failed for good.
 # Infrastructure is worth another try; a configuration that fails once fails again.
 TRIES: Mapping[Reason, int] = {
@@ -122,6 +126,7 @@ class StageRun:
         self._trouble: EnvironmentUnusable | PlanError | None = None
         self._to_retry: set[str] = set()
         self._waiting: list[PlannedTrial] | None = None
+        self._places = Places(self.executor, self.progress.note)
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -137,7 +142,7 @@ class StageRun:
         while True:
             self._replan()
             self._fill_slots()
-            if not self._running:
+            if not self._running and not (self._may_go_on() and self._places.wait()):
                 break
             self._wait()
         if self._trouble is not None:
@@ -174,13 +179,27 @@ class StageRun:
             if trial is None:  # another stage's: its own command will look at it
                 continue
             paths = self.home.attempt(self.study.name, trial.id, begun.attempt)
-            slot = None if paths.outcome.exists() else self.executor.adopt(paths.folder)
+            slot = None if paths.outcome.exists() else self._adopt(paths)
             known = Running(trial, begun.attempt, paths, slot, attempts.Follow(paths))
             if slot is not None:
                 self._running[str(paths.folder)] = known
                 self.progress.note(f"{trial.id}: still running, taken over")
             else:  # it has ended, or vanished without an outcome
                 self._record_ended(known)
+
+    def _adopt(self, paths: AttemptPaths) -> Slot | None:
+        """The slot in which an attempt still runs; None when it does not, and never will again."""
+        deadline = time.monotonic() + CLAIM_WITHIN_S
+        while True:
+            slot = self.executor.adopt(paths.folder)
+            if slot is not None or attempts.give_up(paths, VANISHED):
+                return slot
+            if time.monotonic() >= deadline:
+                raise EnvironmentUnusable(
+                    f"{paths.folder}: a runner has it and does not say who it is (frozen?); end the "
+                    "process `python -m sweeper.runner` of this folder, then give the command again"
+                )
+            time.sleep(TICK_S)  # it has just claimed it, and is about to say who it is
 
     def _synchronise_search(self) -> None:
         """Bring the search library up to date with our tables (record first, tell second)."""
@@ -217,11 +236,16 @@ class StageRun:
             trial = next(iter(self._ready_trials()), None)
             if trial is None or not self._may_start():
                 return
+            if self._places.is_left_out(slot):
+                continue
             try:
                 self._start(trial, slot)
             except EnvironmentUnusable as error:
                 self._trouble = error
                 return
+
+    def _may_go_on(self) -> bool:
+        return self._trouble is None and self._may_start() and bool(self._ready_trials())
 
     def _start(self, trial: PlannedTrial, slot: Slot) -> None:
         known = self._facts.get(trial.id, TrialFacts(trial))
@@ -237,6 +261,7 @@ class StageRun:
             target=self._run_target(),
             fallback=self.study.objective.fallback,
             cap_s=bound.seconds if bound else None,
+            adjusted=oom.adjusted(self.study, trial.point, known.attempts),
         )
         self.store.begin(
             self.study.name,
@@ -286,17 +311,37 @@ class StageRun:
         assert record is not None
         self._record = record
         self._keep_document()
+        if record.closed_at is not None:
+            self._prune()
         ordered = [self._facts[t.id] for t in self._plan.trials if t.id in self._facts]
         return StageEnd(self._ending, record, tuple(ordered), self._why)
+
+    def _prune(self) -> None:
+        """Give back the disk that checkpoints of trials occupy which nobody will continue."""
+        facts, target = list(self._facts.values()), self._record.effective_target
+        freed = checkpoints.prune(self.study, self.home, facts, target=target, top=self.stage.keep)
+        if freed:
+            self.progress.note(f"checkpoints of the others were deleted: {freed / 1e6:.0f} MB")
 
     # -- one attempt's end -----------------------------------------------------------------------
 
     def _record_ended(self, running: Running) -> None:
-        facts = attempts.collect(running.paths, self.study.objective.metric)
+        metric = self.study.objective.metric
+        facts = attempts.collect(running.paths, metric)
+        folder = self.home.study(self.study.name)
+        if facts is None and not folder.is_dir():  # its outcome may be there when the mount is back
+            gone = FileNotFoundError(errno.ENOENT, "gone")
+            self._trouble = attempts.disk_unusable(folder, gone)
+            return
         if facts is None:
-            facts = attempts.lost(running.paths, "its runner ended without leaving an outcome")
+            attempts.give_up(running.paths, VANISHED)
+            facts = attempts.collect(running.paths, metric)
+        if facts is None:
+            facts = attempts.lost(running.paths, VANISHED)
         self._show(running)
         self._record_facts(running, facts)
+        samples = attempts.read_samples(running.paths)
+        self.store.record_samples(self.study.name, running.trial.id, facts.attempt, samples)
 
     def _record_facts(self, running: Running, facts: AttemptFacts) -> None:
         trial = running.trial
@@ -309,6 +354,9 @@ class StageRun:
         if hasattr(self, "_search"):
             self._tell(trial, facts)
         self.progress.trial_ended(trial, facts, self._time(facts))
+        if facts.reason is Reason.OOM and self.study.on_oom is not None:
+            words = oom.outlook(self.study, trial.point, known.attempts)
+            self.progress.note(f"{trial.id}: {words}")
         self._check_breaker()
 
     def _tell(self, trial: PlannedTrial, facts: AttemptFacts) -> None:
@@ -317,7 +365,8 @@ class StageRun:
         self._search.tell(key, telling.told(self.study, facts, self.target))
 
     def _check_breaker(self) -> None:
-        ended = [f.attempts[-1] for f in self._facts.values() if f.attempts]
+        known = [f for f in self._facts.values() if f.attempts and not self._may_shrink(f)]
+        ended = [f.attempts[-1] for f in known]
         if any(a.outcome is not Outcome.FAILED for a in ended) or self._ending != "complete":
             return
         reasons = Counter(a.reason for a in ended if a.reason is not Reason.LOST)
@@ -373,6 +422,8 @@ class StageRun:
         counted = known.counted if known else None
         if known is None or counted is None or trial.id in self._to_retry:
             return True
+        if counted.reason is Reason.OOM and self._may_shrink(known):
+            return True
         if counted.outcome is Outcome.FAILED:
             same = sum(1 for a in known.attempts if a.reason is counted.reason)
             return counted.message != CANCELLED and same < TRIES.get(counted.reason, 1)
@@ -385,6 +436,9 @@ class StageRun:
             bound = self.stage.cap(trial, facts, self.target)
             return bound is None or bound.seconds > counted.cap_s * 1.001
         return False
+
+    def _may_shrink(self, known: TrialFacts) -> bool:
+        return oom.may_shrink(self.study, known.trial.point, known.attempts)
 
     def _patient(self, target: Any) -> Patient:
         return Patient(target, note=self.progress.note, revive=self.revive)

@@ -183,7 +183,9 @@ class AttemptFacts:
 
     `cap_s` is the seconds on the ranking clock that the attempt was judged against when it was
     stopped (None when nothing capped it). `started_at` and `ended_at` are Unix times, for people;
-    `wall_s` is a monotonic duration. `device`, `hardware` and `fingerprint` describe where it ran.
+    `wall_s` is a monotonic duration. `device` and `fingerprint` describe where it ran; `device` also
+    has what was `observed` there (a mapping) and which keys were `adjusted` for its memory. `validity`
+    is valid, suspect or invalid; what raised a doubt stands in `device["observed"]["doubts"]`.
     """
 
     attempt: int
@@ -206,6 +208,22 @@ class AttemptFacts:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     validity: str = "valid"
     clock_source: Literal["trainer", "runner"] = "trainer"
+
+
+@dataclass(frozen=True)
+class DeviceSample:
+    """One look at a device while an attempt ran, `at_s` seconds (monotonic) after its start.
+
+    `utilisation` is a share, 0 to 1; a figure that the device does not have is None.
+    """
+
+    device: str
+    at_s: float
+    utilisation: float | None = None
+    memory_bytes: int | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    clock_mhz: float | None = None
 
 
 @dataclass(frozen=True)

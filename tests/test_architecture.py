@@ -47,8 +47,14 @@ ALLOWED: dict[str, set[str]] = {
     "plan_document": {"space", "trial"},
     "telling": WORDS | {"search.base"},
     "attempts": WORDS | {"configuration", "executors.base"},
+    "oom": {"configuration", "space", "study", "trial"},
+    "places": {"errors", "executors.base"},
+    "checkpoints": {"objective", "paths", "study", "trial"},
     "stages": WORDS | {"design", "racing"},
-    "sweep": WORDS | SEAMS | {"attempts", "patience", "plan_document", "stages", "telling"},
+    "sweep": WORDS
+    | SEAMS
+    | {"attempts", "checkpoints", "oom", "patience", "places", "plan_document", "stages"}
+    | {"telling"},
     "app": WORDS | EDGE | {"sweep", "search", "executors", "storage", "report"},
     "commands": WORDS
     | EDGE

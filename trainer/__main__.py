@@ -3,12 +3,19 @@
 It must not import torch before a configuration is known to be good.
 
     python -m trainer train --config FILE          run one configuration (TOML or JSON)
+        [--resume PATH|auto] [--extend-steps N]    go on from a checkpoint, to N steps in all
+        [--init-from PATH]                         begin with a checkpoint's weights
     python -m trainer check --config FILE...       say what is wrong with each, run nothing
     python -m trainer check --stdin                a JSON list of configurations in, errors out
     python -m trainer schema                       every key with type, default and bounds, as JSON
+    python -m trainer schedule --config FILE       the learning rates that would be applied
+        [--resume PATH|auto] [--extend-steps N] [--svg FILE]
+    python -m trainer bench [--config FILE]        where the time of a step goes, as JSON
+    python -m trainer prepare fineweb|text|stdlib  make token shards
 
-Exit codes: 0 finished (target, steps, or told to stop by SIGTERM) · 1 crash · 2 bad configuration
-or command line · 3 bad data · 4 diverged · 5 out of memory · 130 interrupted from the keyboard.
+Exit codes: 0 finished (target, steps, patience, or told to stop by SIGTERM) · 1 crash · 2 bad
+configuration or command line · 3 bad data · 4 diverged · 5 out of memory · 6 bad checkpoint ·
+130 interrupted from the keyboard.
 """
 
 from __future__ import annotations
@@ -25,15 +32,17 @@ from pathlib import Path
 from types import FrameType
 
 from trainer.config import (
-    Problem,
     examine,
     fill_from_environment,
     load,
     parse,
     schema,
 )
+from trainer.continuation import Continuation
 from trainer.errors import CRASH_CLASS, CRASH_EXIT, INTERRUPTED_EXIT, ConfigError, TrainerError
 from trainer.events import EventWriter, open_sink
+from trainer.files import write_whole
+from trainer.settings import Problem
 from trainer.stopping import Progress
 from trainer.timing import PhaseClock
 
@@ -56,7 +65,7 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
 
-def train_command(path: Path) -> int:
+def train_command(path: Path, continuation: Continuation) -> int:
     """`train`: run the configuration in `path`; the exit code of the process."""
     clock, progress, stop = PhaseClock(), Progress(), StopRequest()
     events: EventWriter | None = None
@@ -72,6 +81,7 @@ def train_command(path: Path) -> int:
             progress=progress,
             stop_requested=stop,
             say=_say,
+            continuation=continuation,
         )
     except TrainerError as error:
         _report_failure(events, progress, error.failure, str(error))
@@ -113,27 +123,126 @@ def check_stdin_command() -> int:
     return ConfigError.exit_code if any(answers) else 0
 
 
+def schedule_command(path: Path, continuation: Continuation, svg: Path | None) -> int:
+    """`schedule`: print the learning rates that `train` with the same options would apply."""
+    from trainer.origin import planned_schedule  # noqa: PLC0415 - reads checkpoints with torch
+    from trainer.schedule_view import as_svg, base_rates, described  # noqa: PLC0415
+
+    config = parse(fill_from_environment(load(path), os.environ), str(path))
+    schedule, first, max_steps = planned_schedule(config, continuation)
+    print(described(schedule, first, max_steps, base_rates(config.optim)))
+    if svg is not None:
+        write_whole(svg, as_svg(schedule, first, max_steps).encode())
+    return 0
+
+
+def bench_command(path: Path | None, steps: int, out: Path | None) -> int:
+    """`bench`: measure the configuration in `path`; JSON on standard output, or in `out`."""
+    clock = PhaseClock()
+    config = parse(load(path) if path else {}, str(path))
+    from trainer.bench import measure  # noqa: PLC0415 - torch takes a second to import
+
+    text = json.dumps(measure(config, steps=steps, clock=clock), indent=2, allow_nan=False) + "\n"
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_whole(out, text.encode())
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line and run its verb; the exit code of the process."""
+    """Parse the command line and run its verb; the exit code of the process.
+
+    It may be called in a child forked from a process that has called `trainer.preload()`.
+    """
+    options = _command_line().parse_args(arguments)
+    try:
+        return _run(options)
+    except TrainerError as error:
+        print(f"trainer: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.verb == "check":
+        return check_stdin_command() if options.stdin else check_command(options.config)
+    if options.verb == "schema":
+        json.dump({"keys": schema()}, sys.stdout, indent=2)
+        print()
+        return 0
+    if options.verb == "prepare":
+        from trainer.prepare import prepare  # noqa: PLC0415 - numpy is needed for this verb only
+
+        return prepare(options, _say)
+    if options.verb == "bench":
+        return bench_command(options.config, options.steps, options.out)
+    continuation = Continuation(
+        resume=options.resume,
+        extend_steps=options.extend_steps,
+        init_from=getattr(options, "init_from", None),
+    )
+    if options.verb == "schedule":
+        return schedule_command(options.config, continuation, options.svg)
+    return train_command(options.config, continuation)
+
+
+def _command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer", description="Train one small language model to a loss target."
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("train", help="run one configuration")
-    run.add_argument("--config", type=Path, required=True, metavar="FILE")
+    show = verbs.add_parser("schedule", help="the learning rates that would be applied")
+    for verb in (run, show):
+        verb.add_argument("--config", type=Path, required=True, metavar="FILE")
+        verb.add_argument("--resume", metavar="PATH|auto", help="go on from a checkpoint")
+        verb.add_argument(
+            "--extend-steps", type=_positive, metavar="N", help="go on to N steps in all"
+        )
+    run.add_argument("--init-from", metavar="PATH", help="begin with a checkpoint's weights")
+    show.add_argument("--svg", type=Path, metavar="FILE", help="also draw it there")
     check = verbs.add_parser("check", help="say what is wrong with configurations; run nothing")
     source = check.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, nargs="+", metavar="FILE")
     source.add_argument("--stdin", action="store_true", help="a JSON list of configurations")
     verbs.add_parser("schema", help="every key with type, default and bounds, as JSON")
-    options = parser.parse_args(arguments)
-    if options.verb == "train":
-        return train_command(options.config)
-    if options.verb == "check":
-        return check_stdin_command() if options.stdin else check_command(options.config)
-    json.dump({"keys": schema()}, sys.stdout, indent=2)
-    print()
-    return 0
+    bench = verbs.add_parser("bench", help="where the time of a step goes, as JSON")
+    bench.add_argument("--config", type=Path, metavar="FILE")
+    bench.add_argument("--steps", type=_positive, default=20, metavar="N")
+    bench.add_argument("--out", type=Path, metavar="FILE")
+    _prepare_options(verbs.add_parser("prepare", help="make token shards"))
+    return parser
+
+
+def _prepare_options(parser: argparse.ArgumentParser) -> None:
+    sources = parser.add_subparsers(dest="source", required=True)
+    fineweb = sources.add_parser("fineweb", help="download FineWeb in GPT-2 tokens")
+    fineweb.add_argument(
+        "--shards", type=_positive, default=1, help="training shards of 100M tokens (default 1)"
+    )
+    text = sources.add_parser("text", help="text files, each a document")
+    text.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    stdlib = sources.add_parser("stdlib", help="the source of Python's standard library")
+    stdlib.add_argument("--max-bytes", type=_positive, default=30_000_000)
+    for source in (text, stdlib):
+        source.add_argument(
+            "--merges", type=Path, metavar="FILE", help="GPT-2's vocab.bpe; without it, bytes"
+        )
+        source.add_argument("--validation-share", type=_share, default=0.1)
+    for source in (fineweb, text, stdlib):
+        source.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number at least 1")
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0 < (share := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0 and below 1")
+    return share
 
 
 def _report_failure(

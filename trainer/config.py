@@ -6,18 +6,15 @@ It must not import torch, and must not know what any key does to a run.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import math
 import tomllib
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import ConfigError
+from trainer.settings import KIND_NAMES, Problem, describe, read, setting, shown
 
 EVALUATION_HALVINGS = 2
 """How often the spacing of evaluations is halved on the way to a target."""
@@ -30,30 +27,26 @@ ENVIRONMENT_KEYS: Mapping[str, tuple[str, type[int | float]]] = {
 """Variables that fill a key of `run` which the file leaves out. The file always wins."""
 
 
-def setting(
-    default: object,
-    doc: str,
-    *,
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-    below: float | None = None,
-    choices: Sequence[str] | None = None,
-) -> Any:
-    """A dataclass field with its meaning and bounds (`low`/`high` allowed, `above`/`below` not)."""
-    bounds = {"low": low, "above": above, "high": high, "below": below, "choices": choices}
-    return field(default=default, metadata={"doc": doc, **bounds})
-
-
 @dataclass(frozen=True, slots=True)
 class Model:
     """Shape of the network, and how often its weights return to the sphere."""
 
-    kind: str = setting("ngpt", "which architecture", choices=("ngpt",))
+    kind: str = setting("ngpt", "which architecture", choices=("ngpt", "gpt2"))
     layers: int = setting(3, "number of blocks", low=1)
     width: int = setting(96, "embedding width", low=2)
     heads: int = setting(3, "attention heads; must divide the width into even parts", low=1)
-    hidden: int = setting(256, "hidden units of the gated MLP", low=1)
+    hidden: int = setting(256, "hidden units of the MLP (of each half, where it is gated)", low=1)
+    context: int = setting(0, "places for tokens; 0: as many as data.context asks for", low=0)
+    pad_vocabulary_to: int = setting(
+        1,
+        "the tables of tokens are rounded up to a multiple of this (128: 50,257 to 50,304)",
+        low=1,
+    )
+    attention: str = setting(
+        "auto",
+        "kernel of the attention; auto: what torch thinks best",
+        choices=("auto", "flash", "cudnn", "efficient", "math"),
+    )
     alpha: float = setting(0.15, "start of the learned residual rate", above=0.0, high=1.0)
     logit_scale: float = setting(10.0, "start of the learned scale of the logits", above=0.0)
     rope_base: float = setting(10000.0, "base of the rotary position frequencies", above=1.0)
@@ -66,6 +59,15 @@ class Muon:
 
     lr: float = setting(0.01, "learning rate, in spectral norm per step", above=0.0)
     momentum: float = setting(0.95, "momentum of the gradient average", low=0.0, below=1.0)
+    momentum_start: float = setting(0.85, "momentum of the first step", low=0.0, below=1.0)
+    momentum_warmup_steps: int = setting(
+        0, "steps over which it rises from momentum_start; 0: it does not", low=0
+    )
+    scaling: str = setting(
+        "spectral",
+        "size of an update: max(1, rows/columns)^0.5 in spectral norm, or entries as AdamW's",
+        choices=("spectral", "match_rms"),
+    )
     orthogonalizer: str = setting(
         "polar_express",
         "iteration that orthogonalises the update",
@@ -95,24 +97,56 @@ class Adam:
 
 
 @dataclass(frozen=True, slots=True)
-class Optim:
-    """Which optimizer drives the matrices, and the settings of each."""
+class SGD:
+    """Stochastic gradient descent, which drives everything when `optim.kind` is "sgd"."""
 
-    kind: str = setting("muon", "optimizer of the matrices", choices=("muon", "adamw"))
+    lr: float = setting(0.01, "learning rate of every parameter", above=0.0)
+    momentum: float = setting(0.0, "momentum of the velocity", low=0.0, below=1.0)
+    nesterov: bool = setting(False, "look ahead along the velocity; needs momentum")
+    weight_decay: float = setting(0.0, "L2 penalty of the matrices", low=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Optim:
+    """Which optimizer drives the matrices ("sgd": everything), and the settings of each."""
+
+    kind: str = setting("muon", "optimizer of the matrices", choices=("muon", "adamw", "sgd"))
     muon: Muon = field(default_factory=Muon)
     adam: Adam = field(default_factory=Adam)
+    sgd: SGD = field(default_factory=SGD)
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
     """Where the tokens come from, and how many make a step."""
 
-    kind: str = setting("stdlib", "corpus", choices=("stdlib", "text", "random"))
-    path: str | None = setting(None, 'text file, read as bytes, if data.kind is "text"')
+    kind: str = setting(
+        "stdlib",
+        "corpus: Python's standard library, a text file, any file's bytes, a text's characters, "
+        "token shards, or noise",
+        choices=("stdlib", "text", "bytes", "characters", "shards", "random"),
+    )
+    path: str | None = setting(None, "the file, for text, bytes and characters")
+    train: str | None = setting(None, "training shards: a path or a glob, if data.kind is shards")
+    validation: str | None = setting(None, "validation shards, in the same way")
+    vocabulary: int = setting(50_257, "ids that the shards may hold, 0 to one less", low=2)
+    max_tokens: int = setting(0, "training tokens read from shards at most; 0: all", low=0)
+    max_validation_tokens: int = setting(
+        10_485_760, "validation tokens read from shards at most", low=1
+    )
     max_bytes: int = setting(3_000_000, "bytes read at most, training and validation", low=4096)
     validation_share: float = setting(0.1, "share held out", above=0.0, below=1.0)
     batch_size: int = setting(16, "sequences per step", low=1)
+    micro_batch: int = setting(
+        0, "sequences per pass; a step accumulates batch_size / micro_batch of them; 0: all", low=0
+    )
     context: int = setting(64, "tokens per sequence", low=2)
+    stride: int = setting(
+        0, "tokens between the starts of two windows; 0: data.context, so none overlap", low=0
+    )
+    residence: str = setting(
+        "auto", "where training tokens lie", choices=("auto", "device", "host")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +168,62 @@ class Eval:
 
 
 @dataclass(frozen=True, slots=True)
+class Schedule:
+    """How the learning rates move over the steps: one factor on all of them."""
+
+    kind: str = setting(
+        "constant",
+        "shape after the warm-up; wsd: stable, then a linear decay at the end",
+        choices=("constant", "linear", "cosine", "step", "polynomial", "wsd"),
+    )
+    warmup_steps: int = setting(0, "steps of linear warm-up", low=0)
+    warmup_share: float = setting(0.0, "or the warm-up as a share of all steps", low=0.0, below=1.0)
+    floor: float = setting(0.0, "factor at the end of a decay", low=0.0, high=1.0)
+    decay_share: float = setting(
+        0.2, "share of all steps that wsd decays over", above=0.0, high=1.0
+    )
+    power: float = setting(2.0, "exponent of the polynomial decay", above=0.0)
+    step_every: int = setting(100, "steps between two drops of the step schedule", low=1)
+    step_factor: float = setting(0.5, "factor of each drop", above=0.0, high=1.0)
+    horizon: int = setting(0, "steps at which a decay ends; 0: run.max_steps", low=0)
+    restart: float | None = setting(
+        None, "factor from which an extension goes on; null: the one in force", above=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """When a run ends because it no longer improves; without patience it does not."""
+
+    patience_tokens: int = setting(
+        0, "tokens without improvement after which the run ends; 0: never", low=0
+    )
+    watch: str = setting(
+        "smoothed",
+        "what must improve: the smoothed training loss or the validation loss",
+        choices=("smoothed", "validation"),
+    )
+    smoothing_steps: float = setting(
+        50.0, "time constant of the smoothing, in steps; 0: the raw loss, a trap", low=0.0
+    )
+    min_delta: float = setting(0.0, "nats that count as an improvement", low=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """When the whole state is saved, where, and what is kept."""
+
+    folder: str | None = setting(
+        None, "where; null: checkpoints/ in SWEEP_RUN_DIR, else in the current folder"
+    )
+    every_steps: int = setting(0, "steps between two; 0: none on the way", low=0)
+    at_end: bool = setting(False, "one when the run finishes, whatever ended it")
+    on_term: bool = setting(False, "one when SIGTERM or SIGINT ends the run")
+    keep_last: int = setting(1, "how many of the newest are kept", low=1)
+    keep_best: bool = setting(False, "also keep the state of the lowest probe, as best.pt")
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """What this one run is to do, and on what."""
 
@@ -145,6 +235,21 @@ class Run:
     max_steps: int = setting(400, "steps after which the run ends", low=0)
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     threads: int = setting(0, "CPU threads; 0: OMP_NUM_THREADS, else torch's choice", low=0)
+    precision: str = setting(
+        "fp32",
+        "numbers of the forward and backward pass; weights are fp32",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    clip_norm: float = setting(0.0, "largest length of the gradient; 0: unclipped", low=0.0)
+    compile: str = setting("off", "what torch.compile compiles", choices=("off", "whole", "block"))
+    compile_mode: str = setting(
+        "default",
+        "how; reduce-overhead records CUDA graphs",
+        choices=("default", "reduce-overhead", "max-autotune"),
+    )
+    compile_cache: str | None = setting(
+        None, "folder of compiled code; null: TRAINER_CACHE, else the user's cache folder"
+    )
     explosion: float = setting(
         2.0, "diverged when a loss exceeds this many times log(vocabulary)", above=1.0
     )
@@ -158,21 +263,10 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     data: Data = field(default_factory=Data)
     eval: Eval = field(default_factory=Eval)
+    schedule: Schedule = field(default_factory=Schedule)
+    stop: Stop = field(default_factory=Stop)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     run: Run = field(default_factory=Run)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with a configuration: where, what was there, and what may be there."""
-
-    key: str
-    value: object
-    expected: str
-    nearest: str | None = None
-
-    def __str__(self) -> str:
-        hint = f"; the nearest known key is {self.nearest}" if self.nearest else ""
-        return f"{self.key} = {_shown(self.value)}: expected {self.expected}{hint}"
 
 
 def parse(raw: Mapping[str, Any], source: str) -> Config:
@@ -188,7 +282,7 @@ def examine(raw: object) -> tuple[Config, list[Problem]]:
     if not isinstance(raw, Mapping):
         return Config(), [Problem("(configuration)", raw, "a table of sections")]
     problems: list[Problem] = []
-    config = _section(Config, raw, "", problems)
+    config = read(Config, raw, problems)
     if not problems:
         problems.extend(_contradictions(config))
     return config, problems
@@ -209,7 +303,7 @@ def load(path: Path) -> dict[str, Any]:
         kind = "JSON" if path.suffix == ".json" else "TOML"
         raise ConfigError(f"{path}: not valid {kind}: {error}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a table of sections, got {_shown(raw)}")
+        raise ConfigError(f"{path}: expected a table of sections, got {shown(raw)}")
     return raw
 
 
@@ -228,7 +322,7 @@ def fill_from_environment(raw: Mapping[str, Any], environment: Mapping[str, str]
             run[key] = number(text)
         except ValueError:
             raise ConfigError(
-                f"{variable} = {text!r}: expected {_KIND_NAMES[number]} "
+                f"{variable} = {text!r}: expected {KIND_NAMES[number]} "
                 f"(it fills run.{key}, which the configuration leaves out)"
             ) from None
     if run:
@@ -242,168 +336,16 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def schema() -> dict[str, dict[str, Any]]:
-    """Every dotted key with type, default, bounds, choices and meaning, as JSON values.
-
-    Bounds: `low` and `high` are allowed values, `above` and `below` are not; null means unbounded.
-    """
-    entries: dict[str, dict[str, Any]] = {}
-    for key, kind, spec in _leaves(Config, ""):
-        default = spec.default
-        entries[key] = {
-            "type": _kind_name(kind),
-            "optional": _optional(kind),
-            "default": list(default) if isinstance(default, tuple) else default,
-            **{
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in spec.metadata.items()
-                if name != "doc"
-            },
-            "description": spec.metadata["doc"],
-        }
-    return entries
-
-
-_KIND_NAMES: Mapping[Any, str] = {
-    float: "a number",
-    int: "a whole number",
-    bool: "true or false",
-    str: "a string",
-    tuple: "a list of numbers",
-}
-
-
-def _shown(value: object) -> str:
-    try:
-        text = json.dumps(value)
-    except (TypeError, ValueError):
-        text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _optional(kind: Any) -> bool:
-    return isinstance(kind, types.UnionType)
-
-
-def _bare(kind: Any) -> Any:
-    """The type without "or None"; `tuple` for a list of numbers."""
-    if _optional(kind):
-        kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
-    return typing.get_origin(kind) or kind
-
-
-def _kind_name(kind: Any) -> str:
-    bare = _bare(kind)
-    return "list[float]" if bare is tuple else {str: "string"}.get(bare, bare.__name__)
-
-
-def _leaves(section: type, prefix: str) -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    hints = typing.get_type_hints(section)
-    for spec in dataclasses.fields(section):
-        if dataclasses.is_dataclass(hints[spec.name]):
-            yield from _leaves(hints[spec.name], f"{prefix}{spec.name}.")
-        else:
-            yield f"{prefix}{spec.name}", hints[spec.name], spec
-
-
-def _section(section: Any, raw: Mapping[str, Any], prefix: str, problems: list[Problem]) -> Any:
-    hints = typing.get_type_hints(section)
-    values: dict[str, Any] = {}
-    for name, value in raw.items():
-        key = f"{prefix}{name}"
-        if name not in hints:
-            problems.append(Problem(key, value, "a known key", _nearest(key)))
-        elif dataclasses.is_dataclass(hints[name]):
-            if isinstance(value, Mapping):
-                values[name] = _section(hints[name], value, f"{key}.", problems)
-            else:
-                problems.append(Problem(key, value, "a table of keys"))
-        else:
-            spec = next(spec for spec in dataclasses.fields(section) if spec.name == name)
-            parsed, expected = _value(value, hints[name], spec.metadata)
-            if expected:
-                problems.append(Problem(key, value, expected))
-            else:
-                values[name] = parsed
-    return section(**values)
-
-
-def _value(value: Any, kind: Any, bounds: Mapping[str, Any]) -> tuple[Any, str | None]:
-    """The parsed value and None, or anything and what was expected instead."""
-    expected = _expectation(kind, bounds)
-    if value is None:
-        return None, None if _optional(kind) else expected
-    bare = _bare(kind)
-    if bare is tuple:
-        if not isinstance(value, list | tuple):
-            return value, expected
-        items = [_value(item, float, bounds) for item in value]
-        return tuple(item for item, _ in items), expected if any(e for _, e in items) else None
-    if isinstance(value, bool) is not (bare is bool):
-        return value, expected
-    if bare is float and isinstance(value, int):
-        value = float(value)
-    if not isinstance(value, bare):
-        return value, expected
-    return value, None if _within(value, bounds) else expected
-
-
-def _within(value: Any, bounds: Mapping[str, Any]) -> bool:
-    if bounds["choices"] is not None:
-        return value in bounds["choices"]
-    if isinstance(value, bool | str):
-        return True
-    low, above, high, below = (bounds[name] for name in ("low", "above", "high", "below"))
-    return (
-        math.isfinite(value)
-        and (low is None or value >= low)
-        and (above is None or value > above)
-        and (high is None or value <= high)
-        and (below is None or value < below)
-    )
-
-
-def _expectation(kind: Any, bounds: Mapping[str, Any]) -> str:
-    if bounds["choices"] is not None:
-        return "one of " + ", ".join(map(repr, bounds["choices"]))
-    words = {"low": "at least", "above": "above", "high": "at most", "below": "below"}
-    limits = [
-        f"{word} {bounds[name]:g}" for name, word in words.items() if bounds[name] is not None
-    ]
-    return " ".join([_KIND_NAMES[_bare(kind)], " and ".join(limits)]).strip()
-
-
-def _nearest(key: str) -> str | None:
-    known = [known for known, _, _ in _leaves(Config, "")]
-    last = key.rsplit(".", 1)[-1]
-    same_name = [candidate for candidate in known if candidate.rsplit(".", 1)[-1] == last]
-    close = difflib.get_close_matches(
-        key, same_name or known, n=1, cutoff=0.0 if same_name else 0.6
-    )
-    return close[0] if close else None
+    """Every dotted key with type, default, bounds, choices and meaning, as JSON values."""
+    return describe(Config)
 
 
 def _contradictions(config: Config) -> Iterator[Problem]:
     """Rules between keys, checked only when every single value is fine."""
-    model, muon, data, evaluation, run = (
-        config.model, config.optim.muon, config.data, config.eval, config.run
-    )  # fmt: skip
-    if model.width % model.heads or (model.width // model.heads) % 2:
-        yield Problem(
-            "model.heads", model.heads, f"a divisor of model.width = {model.width} into even parts"
-        )
-    if muon.cautious_weight_decay and muon.cautious_lambda == 0:
-        yield Problem(
-            "optim.muon.cautious_weight_decay",
-            True,
-            "false, or optim.muon.cautious_lambda above 0: with a decay of 0 it changes nothing",
-        )
-    if muon.cautious_weight_decay and muon.weight_decay > 0:
-        yield Problem(
-            "optim.muon.weight_decay", muon.weight_decay, "0 when cautious_weight_decay is true"
-        )
-    if (data.kind == "text") != (data.path is not None):
-        expected = "a file" if data.kind == "text" else 'no value unless data.kind is "text"'
-        yield Problem("data.path", data.path, expected)
+    data, evaluation, run = config.data, config.eval, config.run
+    yield from _model_contradictions(config.model, data.context)
+    yield from _optim_contradictions(config.optim)
+    yield from _data_contradictions(data)
     for name in ("probe_tokens", "confirmation_tokens"):
         tokens = getattr(evaluation, name)
         if tokens % data.context:
@@ -429,4 +371,75 @@ def _contradictions(config: Config) -> Iterator[Problem]:
             "run.fallback_targets",
             list(run.fallback_targets),
             f"values above run.target = {run.target:g}",
+        )
+    yield from _schedule_contradictions(config.schedule)
+
+
+_READ_FROM_FILES: Mapping[str, tuple[str, ...]] = {
+    "path": ("text", "bytes", "characters"),
+    "train": ("shards",),
+    "validation": ("shards",),
+}
+
+
+def _model_contradictions(model: Model, context: int) -> Iterator[Problem]:
+    if model.width % model.heads:
+        yield Problem("model.heads", model.heads, f"a divisor of model.width = {model.width}")
+    elif model.kind == "ngpt" and (model.width // model.heads) % 2:
+        yield Problem(
+            "model.heads", model.heads, f"a divisor of model.width = {model.width} into even parts"
+        )
+    if model.context and context > model.context:
+        yield Problem("data.context", context, f"at most model.context = {model.context}")
+
+
+def _optim_contradictions(optim: Optim) -> Iterator[Problem]:
+    muon, sgd = optim.muon, optim.sgd
+    if muon.cautious_weight_decay and muon.cautious_lambda == 0:
+        yield Problem(
+            "optim.muon.cautious_weight_decay",
+            True,
+            "false, or optim.muon.cautious_lambda above 0: with a decay of 0 it changes nothing",
+        )
+    if muon.cautious_weight_decay and muon.weight_decay > 0:
+        yield Problem(
+            "optim.muon.weight_decay", muon.weight_decay, "0 when cautious_weight_decay is true"
+        )
+    if muon.momentum_warmup_steps and muon.momentum_start > muon.momentum:
+        yield Problem(
+            "optim.muon.momentum_start",
+            muon.momentum_start,
+            f"at most optim.muon.momentum = {muon.momentum:g}, to which it rises",
+        )
+    if sgd.nesterov and not sgd.momentum:
+        yield Problem("optim.sgd.nesterov", True, "false, or optim.sgd.momentum above 0")
+
+
+def _data_contradictions(data: Data) -> Iterator[Problem]:
+    for name, kinds in _READ_FROM_FILES.items():
+        value = getattr(data, name)
+        if (data.kind in kinds) != (value is not None):
+            only_for = " or ".join(f'"{kind}"' for kind in kinds)
+            expected = (
+                "a file" if data.kind in kinds else f"no value unless data.kind is {only_for}"
+            )
+            yield Problem(f"data.{name}", value, expected)
+    if data.micro_batch and data.batch_size % data.micro_batch:
+        yield Problem(
+            "data.micro_batch",
+            data.micro_batch,
+            f"a divisor of data.batch_size = {data.batch_size}",
+        )
+
+
+def _schedule_contradictions(schedule: Schedule) -> Iterator[Problem]:
+    if schedule.warmup_steps and schedule.warmup_share:
+        yield Problem(
+            "schedule.warmup_share", schedule.warmup_share, "0 when schedule.warmup_steps is set"
+        )
+    if schedule.kind == "wsd" and schedule.warmup_share + schedule.decay_share > 1:
+        yield Problem(
+            "schedule.decay_share",
+            schedule.decay_share,
+            "at most what schedule.warmup_share leaves of 1",
         )

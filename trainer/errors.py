@@ -7,6 +7,7 @@ It must not know how any of them is detected, nor where they are printed.
     +-- DataError        class "data"       exit 3   the data are missing, too short or damaged
     +-- DivergedError    class "diverged"   exit 4   the loss is not finite, or has exploded
     +-- OutOfMemoryError class "oom"        exit 5   the device or the host has no memory left
+    +-- CheckpointError  class "checkpoint" exit 6   a checkpoint cannot be read, used or written
 
 Anything else is a crash: class "crash", exit 1.
 """
@@ -53,3 +54,10 @@ class OutOfMemoryError(TrainerError):
 
     failure = "oom"
     exit_code = 5
+
+
+class CheckpointError(TrainerError):
+    """A checkpoint is missing, cut off, of another run, past the end, or cannot be written."""
+
+    failure = "checkpoint"
+    exit_code = 6

@@ -5,13 +5,13 @@ It must not know optimizers, clocks or who reads the losses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trainer.config import EVALUATION_HALVINGS
-from trainer.models import LanguageModel
 
 Windows = tuple[Tensor, Tensor]
 """Inputs and targets, both (N, T) int64."""
@@ -21,10 +21,16 @@ class Evaluator:
     """Mean cross-entropy on the probe (frequent) and on the confirmation slice (larger)."""
 
     def __init__(
-        self, model: LanguageModel, probe: Windows, confirmation: Windows, windows_per_pass: int
+        self,
+        model: Callable[[Tensor, Tensor], Tensor],
+        probe: Windows,
+        confirmation: Windows,
+        windows_per_pass: int,
     ) -> None:
-        self._model, self._windows_per_pass = model, windows_per_pass
+        self._model = model
         self._slices = {"probe": probe, "confirmation": confirmation}
+        counts = [len(tokens) for tokens, _ in self._slices.values()]
+        self._windows_per_pass = _pass_size(counts, windows_per_pass)
 
     @torch.no_grad()
     def warm_up(self) -> None:
@@ -43,6 +49,18 @@ class Evaluator:
         )
         total = sum(self._model(x, y).double() * len(x) for x, y in parts)
         return float(total) / len(tokens)
+
+
+def _pass_size(counts: list[int], limit: int) -> int:
+    """Windows per pass, so that all passes have one shape (and a compiled model one graph).
+
+    Where no number between half the limit and the limit divides all slices, it is the limit, and
+    the last pass of a slice is shorter.
+    """
+    for size in range(limit, limit // 2, -1):
+        if not any(count % size for count in counts):
+            return size
+    return limit
 
 
 @dataclass(frozen=True, slots=True)

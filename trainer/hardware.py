@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,33 @@ def choose_device(name: str) -> torch.device:
 
 def describe(device: torch.device) -> dict[str, object]:
     """What the run computes on, for the reader of its events."""
-    on_gpu = device.type == "cuda"
     return {
         "device": device.type,
-        "name": torch.cuda.get_device_name(device) if on_gpu else _processor_name(),
+        "name": device_name(device),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+
+
+def use_threads(configured: int, environment: Mapping[str, str]) -> None:
+    """Compute with `configured` CPU threads, or with OMP_NUM_THREADS, or with torch's choice.
+
+    The variable is applied by hand: in a process forked from one that imported torch, the library
+    that reads it was loaded, under another environment, before the fork.
+    """
+    wanted = configured
+    if not wanted:
+        text = environment.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        wanted = int(text) if text.isdecimal() else 0
+    if wanted and wanted != torch.get_num_threads():
+        torch.set_num_threads(wanted)
 
 
 def versions() -> dict[str, str]:

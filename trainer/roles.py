@@ -24,8 +24,9 @@ class Role(StrEnum):
 class RoledParameter:
     """One trainable tensor, its role, and the axis along which its vectors must have length 1.
 
-    `unit_axis` is the axis that lies in embedding space (1: every row is a unit vector, 0: every
-    column is); None means that the tensor is not constrained to the sphere.
+    A matrix may be a stack of matrices of one shape, (..., M, N). `unit_axis` is the axis that lies
+    in embedding space (-1: every row is a unit vector, -2: every column is); None means that the
+    tensor is not constrained to the sphere.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Owns the rules that end a run: targets with their confirmation, divergence, and steps used up.
+"""Owns the rules that end a run: targets with their confirmation, divergence, lost patience.
 
 It must not know models, clocks or torch; it sees losses and counts.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True)
@@ -63,3 +64,41 @@ class Targets:
 def has_diverged(loss: float, *, vocabulary: int, explosion: float) -> bool:
     """Whether a loss (nats) is not finite, or `explosion` times worse than guessing blindly."""
     return not math.isfinite(loss) or loss > explosion * math.log(vocabulary)
+
+
+@dataclass(slots=True)
+class Smoothing:
+    """A running mean at first, then an exponential one with a time constant of `steps` values.
+
+    `steps` 0 smooths nothing. Values may be numbers or 0-D tensors, which are not waited for.
+    """
+
+    steps: float
+    value: Any = None
+    seen: int = 0
+
+    def add(self, loss: Any) -> None:
+        """Take in the next loss."""
+        self.seen += 1
+        weight = max(1 / self.seen, 1 / self.steps) if self.steps else 1.0
+        self.value = loss if self.value is None else self.value + (loss - self.value) * weight
+
+
+@dataclass(slots=True)
+class Patience:
+    """Lost when a loss has not improved by more than `min_delta` for `tokens` tokens (0: never).
+
+    It must be given a smoothed or a validation loss: the loss of single examples has lucky ones
+    early on, which are not beaten for a long time although the model learns.
+    """
+
+    tokens: int
+    min_delta: float = 0.0
+    best: float | None = None
+    best_at_tokens: int = 0
+
+    def lost(self, loss: float, tokens: int) -> bool:
+        """Take in the loss after `tokens` tokens; whether there is no point in going on."""
+        if self.best is None or loss < self.best - self.min_delta:
+            self.best, self.best_at_tokens = loss, tokens
+        return self.tokens > 0 and tokens - self.best_at_tokens >= self.tokens

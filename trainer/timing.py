@@ -7,29 +7,39 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 PHASES = ("startup", "data", "compile", "train", "eval", "checkpoint", "idle")
-_IMPORTED_AT = time.monotonic()
+_imported_at = time.monotonic()
+
+
+def _note_fork() -> None:
+    """In a forked child, the modules are the parent's: the child began at the fork, not before."""
+    global _imported_at  # noqa: PLW0603 - one instant per process, like the process itself
+    _imported_at = time.monotonic()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def process_started_at() -> float:
     """The instant, on the monotonic clock, at which this process was started or forked.
 
     Linux says it in /proc/self/stat, in ticks since boot, so interpreter start and imports count.
-    Elsewhere it is the instant at which this module was imported.
+    Elsewhere it is the instant of the fork, or that at which this module was imported.
     """
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         since_boot_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot_s
     except (OSError, ValueError, IndexError, AttributeError):
-        return _IMPORTED_AT
+        return _imported_at
     started_at = time.monotonic() - age_s
     # A sandbox that reports nonsense must not put the start after our own first line.
-    return min(started_at, _IMPORTED_AT)
+    return min(started_at, _imported_at)
 
 
 class PhaseClock:
@@ -67,6 +77,11 @@ class PhaseClock:
             yield
         finally:
             self.enter(before)
+
+    def carry(self, seconds: Mapping[str, float]) -> None:
+        """Add what an earlier process of the same run has used, so that phases stay cumulative."""
+        for phase in PHASES:
+            self._seconds[phase] += seconds.get(phase, 0.0)
 
     def read(self) -> dict[str, float]:
         """Cumulative seconds per phase, the running one included."""

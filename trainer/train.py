@@ -6,22 +6,29 @@ It must not know update rules or architectures; it picks them by name and hands 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from trainer.compilation import compiled, keep_compiled_code
 from trainer.config import Config, as_dict
-from trainer.data.batches import TrainingBatches, on_device, spread_windows
+from trainer.continuation import Continuation
+from trainer.data.batches import Audit, TrainingBatches, spread_windows
 from trainer.data.corpora import Corpus, load_corpus
+from trainer.data.tokens import place_tokens
 from trainer.errors import OutOfMemoryError
 from trainer.evaluate import Cadence, Evaluator, Windows
 from trainer.events import EventWriter
-from trainer.hardware import choose_device, describe, peak_memory_bytes, versions
+from trainer.hardware import choose_device, describe, peak_memory_bytes, use_threads, versions
 from trainer.loop import StopReason, TrainingLoop
-from trainer.models import build_model
-from trainer.optim.build import build_optimizer
-from trainer.stopping import Progress, Targets, has_diverged
+from trainer.models import LanguageModel, build_model, refuse_attention, refuse_precision
+from trainer.optim.build import Optimizer, build_optimizer
+from trainer.origin import Origin, find_origin
+from trainer.roles import RoledParameter
+from trainer.stopping import Patience, Progress, Smoothing, Targets, has_diverged
 from trainer.timing import PhaseClock
 
 
@@ -33,64 +40,150 @@ def train(
     progress: Progress,
     stop_requested: Callable[[], bool],
     say: Callable[[str], None],
+    continuation: Continuation | None = None,
 ) -> StopReason:
     """Run `config` to its end; emits run_started first and run_finished last.
 
     `progress` is kept up to date, so that the caller can say how far a failed run had come. Raises
-    DataError, ConfigError (no such device), DivergedError, OutOfMemoryError.
+    DataError, ConfigError (no such device), CheckpointError, DivergedError, OutOfMemoryError.
     """
     with _memory_errors_named(config):
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
-        device = choose_device(config.run.device)
-        if device.type == "cuda":
-            clock.synchronize = torch.cuda.synchronize
-        with clock.during("data"):
-            corpus = load_corpus(config.data)
-            batches, probe, confirmation = _slices(config, corpus, device)
-        model = build_model(
-            config.model,
-            vocabulary=corpus.vocabulary,
-            context=config.data.context,
-            seed=config.run.seed,
-        ).to(device)
-        parameters = model.roled_parameters()
-        optimizer = build_optimizer(
-            parameters, config.optim, project_every=config.model.project_every
-        )
-        parameter_count = sum(parameter.tensor.numel() for parameter in parameters)
-        events.emit(
-            "run_started",
-            0,
-            0,
-            config=as_dict(config),
-            hardware=describe(device),
-            versions=versions(),
-            data_hash=f"sha256:{corpus.sha256}",
-            data_source=corpus.source,
-            parameter_count=parameter_count,
-        )
-        say(f"{config.model.kind}, {parameter_count:,} parameters, {device.type}; {corpus.source}")
-        loop = TrainingLoop(
-            model=model,
-            optimizer=optimizer,
-            batches=batches,
-            evaluator=Evaluator(model, probe, confirmation, config.eval.windows_per_pass),
-            cadence=Cadence(config.eval.every_tokens, config.eval.near, config.eval.double_after),
-            targets=Targets(config.run.target, config.run.fallback_targets),
-            has_diverged=functools.partial(
-                has_diverged, vocabulary=corpus.vocabulary, explosion=config.run.explosion
-            ),
-            max_steps=config.run.max_steps,
-            stop_requested=stop_requested,
-            progress=progress,
-            clock=clock,
+        device = prepare_device(config, clock)
+        loop, facts = build_loop(
+            config,
+            device,
             events=events,
+            clock=clock,
+            progress=progress,
+            stop_requested=stop_requested,
             say=say,
+            continuation=continuation or Continuation(),
         )
+        events.emit("run_started", progress.step, progress.tokens, **facts)
+        say(
+            f"{config.model.kind}, {facts['parameter_count']:,} parameters, {device.type}; "
+            f"{facts['data_source']}"
+        )
+        for kind, message in loop.warnings:
+            events.emit("warning", progress.step, progress.tokens, kind=kind, message=message)
+            say(f"warning: {message}")
         reason = loop.run()
         _finish(reason, loop, device)
         return reason
+
+
+def build_loop(
+    config: Config,
+    device: torch.device,
+    *,
+    events: EventWriter,
+    clock: PhaseClock,
+    progress: Progress,
+    stop_requested: Callable[[], bool],
+    say: Callable[[str], None],
+    continuation: Continuation,
+) -> tuple[TrainingLoop, dict[str, Any]]:
+    """The run of `config`, ready to start, and what `run_started` tells about it."""
+    with clock.during("data"):
+        corpus = load_corpus(config.data)
+        batches, probe, confirmation = _slices(config, corpus, device)
+    with clock.during("checkpoint"):
+        origin = find_origin(config, continuation, corpus)
+    if config.run.compile != "off":
+        keep_compiled_code(config.run.compile_cache, device)
+    model, optimizer, parameters = _model_and_optimizer(config, corpus.vocabulary, device, origin)
+    callable_model, before_pass = compiled(model, config.run)
+    loop = TrainingLoop(
+        model=callable_model,
+        parameters=parameters,
+        optimizer=optimizer,
+        batches=batches,
+        micro_batch=config.data.micro_batch,
+        clip_norm=config.run.clip_norm,
+        schedule=origin.schedule,
+        evaluator=Evaluator(callable_model, probe, confirmation, config.eval.windows_per_pass),
+        cadence=Cadence(config.eval.every_tokens, config.eval.near, config.eval.double_after),
+        targets=Targets(config.run.target, config.run.fallback_targets),
+        smoothing=Smoothing(config.stop.smoothing_steps),
+        patience=Patience(config.stop.patience_tokens, config.stop.min_delta),
+        patience_on_validation=config.stop.watch == "validation",
+        has_diverged=functools.partial(
+            has_diverged, vocabulary=corpus.vocabulary, explosion=config.run.explosion
+        ),
+        max_steps=origin.max_steps,
+        stop_requested=stop_requested,
+        checkpoints=origin.folder,
+        checkpointing=config.checkpoint,
+        identity=origin.identity,
+        before_pass=before_pass,
+        progress=progress,
+        clock=clock,
+        events=events,
+        say=say,
+    )
+    facts = {
+        "config": as_dict(config),
+        "hardware": describe(device),
+        "versions": versions(),
+        "data_hash": f"sha256:{corpus.sha256}",
+        "data_source": corpus.source,
+        "data_audit": batches.audit.as_dict(),
+        "parameter_count": sum(parameter.tensor.numel() for parameter in parameters),
+        "schedule": origin.schedule.as_dict(),
+    }
+    if origin.state is not None:
+        loop.restore(origin.state)
+        facts["resumed_from"] = {
+            "path": str(origin.path),
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "clock": origin.state["clock"],
+        }
+    loop.warnings.extend(("damaged_checkpoint", message) for message in origin.warnings)
+    if batches.audit.overlap:
+        loop.warnings.append(("overlap", _overlap_message(batches.audit)))
+    return loop, facts
+
+
+def _model_and_optimizer(
+    config: Config, vocabulary: int, device: torch.device, origin: Origin
+) -> tuple[LanguageModel, Optimizer, Sequence[RoledParameter]]:
+    model = build_model(
+        config.model,
+        vocabulary=vocabulary,
+        context=config.data.context,
+        seed=config.run.seed,
+        precision=config.run.precision,
+    ).to(device)
+    parameters = model.roled_parameters()
+    origin.load_weights(parameters)  # first: the optimizer projects what it is given
+    optimizer = build_optimizer(
+        parameters,
+        config.optim,
+        project_every=config.model.project_every,
+        precision=config.run.precision,
+        compiled=config.run.compile != "off" and device.type == "cuda",
+    )
+    return model, optimizer, parameters
+
+
+def _overlap_message(audit: Audit) -> str:
+    return (
+        f"training windows overlap by {audit.overlap} of {audit.context} tokens "
+        f"(data.stride = {audit.stride}): an epoch has {audit.samples:,} samples and learns from "
+        f"each token {audit.exposures:.1f} times"
+    )
+
+
+def prepare_device(config: Config, clock: PhaseClock) -> torch.device:
+    """The device of the run, able to do what the configuration asks; ConfigError otherwise."""
+    use_threads(config.run.threads, os.environ)
+    device = choose_device(config.run.device)
+    refuse_precision(config.run.precision, device)
+    refuse_attention(config.model.attention, device, config.run.precision)
+    if device.type == "cuda":
+        clock.synchronize = torch.cuda.synchronize
+    return device
 
 
 @contextmanager
@@ -112,12 +205,13 @@ def _slices(
     """Training batches, probe and confirmation slice."""
     context = config.data.context
     batches = TrainingBatches(
-        on_device(corpus.train, device),
+        place_tokens(corpus.train, device, config.data.residence),
         context=context,
         batch_size=config.data.batch_size,
         seed=config.run.seed,
+        stride=config.data.stride,
     )
-    held_out = on_device(corpus.validation, device)
+    held_out = place_tokens(corpus.validation, device)
     probe, confirmation = (
         spread_windows(held_out, context=context, count=tokens // context, name=name)
         for name, tokens in (

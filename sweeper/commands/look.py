@@ -179,7 +179,8 @@ def _slots(study: Study, devices: str | None) -> list[str]:
 
     executor = LocalExecutor.on_devices(gpus=study.resources.gpus, devices=devices, slots=None)
     try:
-        return [slot.name for slot in executor.slots()]
+        troubles = [(slot.name, executor.trouble(slot)) for slot in executor.slots()]
+        return [f"{name} (left out: {why})" if why else name for name, why in troubles]
     finally:
         executor.close()
 

@@ -223,10 +223,13 @@ def _rebuild_stage(study: Study, store: Store, home: Home, document: StageDocume
     for trial in plan.trials:
         folders = (home.study(study.name) / trial.id).glob("attempt-*")
         for folder in sorted(folders, key=lambda f: int(f.name.removeprefix("attempt-"))):
-            facts = attempts.collect(AttemptPaths(folder), study.objective.metric)
+            paths = AttemptPaths(folder)
+            facts = attempts.collect(paths, study.objective.metric)
             if facts is None:
-                facts = attempts.lost(AttemptPaths(folder), "it had no outcome at a rebuild")
+                facts = attempts.lost(paths, "it had no outcome at a rebuild")
             added += store.record(study.name, trial.id, facts)
+            samples = attempts.read_samples(paths)
+            store.record_samples(study.name, trial.id, facts.attempt, samples)
     if document.effective_target != plan.target:
         store.set_effective_target(study.name, plan.stage, document.effective_target)
     if document.closed:

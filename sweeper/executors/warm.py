@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from sweeper.runner import processes
+
 READY_WITHIN_S = 60.0
 FORK_WITHIN_S = 5.0
 
@@ -36,7 +38,7 @@ class WarmParent:
         try:
             self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
                 [*command, module, str(folder), str(descriptor)],
-                env=dict(env),
+                env=dict(env) | {processes.MARKER: processes.ROOM_FOR_MARKER},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

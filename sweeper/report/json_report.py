@@ -245,6 +245,10 @@ def _points(facts: StudyFacts, trial: TrialFacts) -> list[list[float | int]]:
     ]
 
 
+OF_ONE_ATTEMPT = ("observed", "adjusted")
+"""What facts say of a device that another attempt on it would not share."""
+
+
 def _reproduce(facts: StudyFacts) -> dict[str, Any]:
     fingerprints: dict[str, dict[str, Any]] = {}
     devices: dict[str, dict[str, Any]] = {}
@@ -253,7 +257,8 @@ def _reproduce(facts: StudyFacts) -> dict[str, Any]:
             fingerprints.setdefault(
                 repr(sorted(attempt.fingerprint.items(), key=str)), {**attempt.fingerprint}
             )
-            devices.setdefault(repr(sorted(attempt.device.items(), key=str)), {**attempt.device})
+            device = {k: v for k, v in attempt.device.items() if k not in OF_ONE_ATTEMPT}
+            devices.setdefault(repr(sorted(device.items(), key=str)), device)
     return {
         "commands": _commands(facts),
         "plan_hashes": {

@@ -89,11 +89,13 @@ class LinesProgress:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._total = 0
-        self._done = 0
+        self._before = 0
+        self._ended: set[str] = set()  # a trial that is tried again counts once
 
     def stage_started(self, plan: StagePlan, done: int) -> None:
         """The plan's size, and how much of it is done."""
-        self._total, self._done = len(plan.trials), done
+        self._total, self._before = len(plan.trials), done
+        self._ended.clear()
         before = f", {done} done before" if done else ""
         target = significant(plan.target, 6)
         self._say(f"{plan.stage}: {count(self._total, 'trial')}{before}, target {target}")
@@ -110,8 +112,9 @@ class LinesProgress:
         self, trial: PlannedTrial, facts: AttemptFacts, time_to_target: TimeToTarget | None
     ) -> None:
         """How it ended, and how many of the plan's have."""
-        self._done += 1
-        self._say(f"{trial.id} {ending(facts, time_to_target)} [{self._done}/{self._total}]")
+        self._ended.add(trial.id)
+        done = self._before + len(self._ended)
+        self._say(f"{trial.id} {ending(facts, time_to_target)} [{done}/{self._total}]")
 
     def stage_ended(self, summary: Mapping[str, Any]) -> None:
         """The counts and the top."""

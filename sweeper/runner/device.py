@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 import pwd
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -297,7 +296,7 @@ class Device:
         slowed = watch.slowed_share()
         if slowed is not None and slowed >= SLOWED_SUSPECT:
             usual = max(
-                (statistics.median(h) for h in self._slowed_before() if len(h) >= ENOUGH_HISTORY),
+                (sorted(h)[len(h) // 2] for h in self._slowed_before() if len(h) >= ENOUGH_HISTORY),
                 default=0.0,
             )
             message = f"clocks were slowed down by heat or hardware in {slowed:.0%} of the looks"

@@ -134,6 +134,7 @@ def _fork(
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         in_child()
         os.chdir(spec.cwd)
+        processes.mark_self(env[processes.MARKER])
         os.environ.clear()
         os.environ.update(env)
         for stream in (sys.stdout, sys.stderr):  # as PYTHONUNBUFFERED would have made them

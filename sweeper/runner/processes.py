@@ -98,6 +98,33 @@ def marker(pid: int) -> str | None:
     return next((os.fsdecode(entry[len(start) :]) for entry in found), None)
 
 
+ROOM_FOR_MARKER = "." * 512
+"""What a process that will fork trainers has in its environment, for `mark_self` to write over."""
+
+
+def mark_self(token: str) -> bool:
+    """In a forked child: write the token where others read it (/proc/PID/environ).
+
+    That is the memory that the process was started with, which `os.environ` does not reach; a
+    forked child has a copy of its parent's. False where there is no room for it.
+    """
+    try:
+        import ctypes  # noqa: PLC0415
+
+        if _LIBC is None:
+            return False
+        _LIBC.getenv.restype = ctypes.c_void_p
+        address = _LIBC.getenv(MARKER.encode())
+        room = len(ctypes.string_at(address)) if address else 0
+        text = token.encode()
+        if len(text) > room:
+            return False
+        ctypes.memmove(address, text + bytes(room - len(text)), room)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
 def descendants(root: int, *, session: int | None, token: str) -> list[Process]:
     """Every living process that belongs to an attempt, `root` itself not included.
 

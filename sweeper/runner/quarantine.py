@@ -83,12 +83,13 @@ def standing(name: str, gpus: nvml.Gpus | None) -> str:
 
 def _is_over(name: str, said: Mapping[str, Any], gpus: nvml.Gpus | None) -> bool:
     """Whether what a quarantine was for has gone; False when nobody can tell."""
-    limit, pids = said.get("memory_below"), said.get("pids")
-    if limit is None and not pids:
+    limit, pids = said.get("memory_below"), said.get("pids") or []
+    well_formed = isinstance(pids, list) and all(
+        isinstance(entry, list) and [type(value) for value in entry] == [int, int] for entry in pids
+    )
+    if not well_formed or (limit is None and not pids):
         return False
-    boot = str(said.get("boot", ""))
-    known = [e for e in pids if isinstance(e, list)] if isinstance(pids, list) else []
-    if any(processes.lives(pid, start, boot) for pid, start in map(_whole_pair, known)):
+    if any(processes.lives(pid, start, str(said.get("boot"))) for pid, start in pids):
         return False
     if limit is None:
         return True
@@ -101,11 +102,6 @@ def _is_over(name: str, said: Mapping[str, Any], gpus: nvml.Gpus | None) -> bool
     return used is not None and used <= limit
 
 
-def _whole_pair(entry: list[Any]) -> tuple[int, int]:
-    ok = len(entry) == 2 and all(type(value) is int for value in entry)
-    return (entry[0], entry[1]) if ok else (-1, 0)
-
-
 def _path(name: str) -> Path:
     return folder() / f"{file_name(name)}.quarantine"
 
@@ -114,7 +110,7 @@ def _read(name: str) -> tuple[Path, Mapping[str, Any]] | None:
     path = _path(name)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         return path, {"reason": f"the file cannot be read: {error.strerror}"}

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sweeper.runner import launch
+from sweeper.runner import launch, processes
 from sweeper.runner.__main__ import main as run_spec
 
 
@@ -84,7 +84,8 @@ def _become_runner(request: Mapping[str, Any]) -> NoReturn:
         for target, source in ((0, null), (1, log), (2, log)):
             os.dup2(source, target)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        os.environ.clear()
+        for name in set(os.environ) - {processes.MARKER}:  # whose memory `mark_self` needs
+            del os.environ[name]
         os.environ.update(request["env"])
         code = run_spec([request["spec"]])
     except BaseException:  # noqa: BLE001 - a forked child must never return into the parent's loop

@@ -26,6 +26,8 @@ from sweeper.errors import DatabaseGone, DatabaseUnusable
 from sweeper.search.base import Known, Told
 from sweeper.space import Categorical, Float, Integer, Parameter, Point, Space
 
+# Any number will do that nobody else takes for an advisory lock in this database.
+_LOCK = 0x5357_4545_5002
 KEY = "sweep:attempt"  # the attribute that makes every call idempotent
 TWICE = "sweep:twice"  # the key of a trial that was made twice: see OptunaSearch
 _STATES: dict[TrialState, Literal["running", "complete", "failed"]] = {
@@ -60,11 +62,12 @@ class OptunaStorage:
         logging.getLogger("optuna").setLevel(logging.WARNING)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
-            self._storage = RDBStorage(
-                url,
-                # without pre-ping the first report after a dropped connection is lost
-                engine_kwargs={"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2},
-            )
+            with _alone(url):
+                self._storage = RDBStorage(
+                    url,
+                    # without pre-ping the first report after a dropped connection is lost
+                    engine_kwargs={"pool_pre_ping": True, "pool_size": 2, "max_overflow": 2},
+                )
         except (sqlalchemy.exc.SQLAlchemyError, RuntimeError) as error:
             gone = isinstance(error, sqlalchemy.exc.OperationalError)
             raise (DatabaseGone if gone else DatabaseUnusable)(
@@ -212,6 +215,16 @@ class OptunaSearch:
             self._storage.set_trial_user_attr(number, TWICE, key)
             self._storage.set_trial_user_attr(number, KEY, None)
             self._storage.set_trial_state_values(number, TrialState.FAIL)
+
+
+@contextlib.contextmanager
+def _alone(url: str) -> Iterator[None]:
+    """One process at a time: Optuna creates its tables without a thought for others that do."""
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, hide_parameters=True)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("SET lock_timeout = '60s'"))
+        connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        yield  # closing the connection gives the lock back
 
 
 @contextlib.contextmanager

@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, StageName, StagePlan, TrialFacts
+from sweeper.trial import (
+    AttemptFacts,
+    DeviceSample,
+    Outcome,
+    PlannedTrial,
+    StageName,
+    StagePlan,
+    TrialFacts,
+)
 
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 STAGES: Final[tuple[StageName, ...]] = ("stage1", "stage2", "confirm")
@@ -134,6 +142,20 @@ class Store(Protocol):
         Raises:
             StudyBusy: the lease is not the study's current one.
         """
+        ...
+
+    def record_samples(
+        self, study: str, trial_id: str, attempt: int, samples: Sequence[DeviceSample]
+    ) -> None:
+        """Keep looks at an attempt's device; one that is there already stays as it was.
+
+        Raises:
+            ValueError: the attempt is not recorded.
+        """
+        ...
+
+    def samples(self, study: str, trial_id: str, attempt: int) -> Sequence[DeviceSample]:
+        """What was kept of an attempt's device, by device and time."""
         ...
 
     def running(self, study: str) -> Sequence[RunningAttempt]:

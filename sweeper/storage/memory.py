@@ -22,7 +22,7 @@ from sweeper.storage.base import (
     no_counts,
     storable,
 )
-from sweeper.trial import AttemptFacts, PlannedTrial, StageName, StagePlan, TrialFacts
+from sweeper.trial import AttemptFacts, DeviceSample, PlannedTrial, StageName, StagePlan, TrialFacts
 
 _Attempt = tuple[str, int]
 
@@ -42,6 +42,7 @@ class MemoryStore:
         self._stages: dict[str, dict[StageName, StageRecord]] = {}
         self._running: dict[str, dict[_Attempt, RunningAttempt]] = {}
         self._ended: dict[str, dict[_Attempt, AttemptFacts]] = {}
+        self._samples: dict[tuple[str, str, int], dict[tuple[str, float], DeviceSample]] = {}
         self._leases: dict[str, _Held] = {}
 
     def studies(self) -> Sequence[str]:
@@ -160,6 +161,23 @@ class MemoryStore:
                 fingerprint=json.loads(json_text(facts.fingerprint)),
             )
             return True
+
+    def record_samples(
+        self, study: str, trial_id: str, attempt: int, samples: Sequence[DeviceSample]
+    ) -> None:
+        """See `Store.record_samples`."""
+        with self._lock:
+            if (trial_id, attempt) not in self._of(study):
+                raise ValueError(f"study {study}: {trial_id} attempt {attempt} is not recorded")
+            kept = self._samples.setdefault((study, trial_id, attempt), {})
+            for sample in samples:
+                kept.setdefault((sample.device, sample.at_s), sample)
+
+    def samples(self, study: str, trial_id: str, attempt: int) -> Sequence[DeviceSample]:
+        """See `Store.samples`."""
+        with self._lock:
+            kept = self._samples.get((study, trial_id, attempt), {})
+            return [sample for _, sample in sorted(kept.items(), key=lambda item: item[0])]
 
     def running(self, study: str) -> Sequence[RunningAttempt]:
         """See `Store.running`."""

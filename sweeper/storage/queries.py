@@ -124,6 +124,16 @@ def check_update(connection: Connection, plan: StagePlan, stage_key: int) -> Non
             raise ValueError(f"study {plan.study}: trial {row.trial} was tried and has changed")
 
 
+def attempt_key(study: str, trial_id: str, attempt: int) -> Select[tuple[int]]:
+    """The key of an attempt that has ended, if there is one."""
+    return (
+        select(attempts.c.attempt_key)
+        .select_from(STUDY_ATTEMPTS)
+        .where(studies.c.study == study, trials.c.trial == trial_id)
+        .where(attempts.c.attempt == attempt, attempts.c.outcome.is_not(None))
+    )
+
+
 def keep_fingerprint(connection: Connection, document: Mapping[str, Any]) -> str | None:
     """The key of a fingerprint, written once; None for an empty one."""
     if not document:

@@ -13,6 +13,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
@@ -40,6 +41,7 @@ from sweeper.storage.base import (
 from sweeper.storage.failures import explain, lost_connection, undone_by_conflict
 from sweeper.storage.schema import (
     attempts,
+    device_samples,
     evaluations,
     stages,
     studies,
@@ -48,6 +50,7 @@ from sweeper.storage.schema import (
 from sweeper.storage.url import mask, parse
 from sweeper.trial import (
     AttemptFacts,
+    DeviceSample,
     PlannedTrial,
     StageName,
     StagePlan,
@@ -255,6 +258,31 @@ class SqlStore:
             return True
 
         return self._run(work)
+
+    def record_samples(
+        self, study: str, trial_id: str, attempt: int, samples: Sequence[DeviceSample]
+    ) -> None:
+        """See `Store.record_samples`."""
+
+        def work(connection: Connection) -> None:
+            key = connection.scalar(queries.attempt_key(study, trial_id, attempt))
+            if key is None:
+                raise ValueError(f"study {study}: {trial_id} attempt {attempt} is not recorded")
+            values = [
+                {"attempt_key": key, **asdict(s), "device": storable(s.device)} for s in samples
+            ]
+            if values:
+                connection.execute(upsert(device_samples).on_conflict_do_nothing(), values)
+
+        self._run(work)
+
+    def samples(self, study: str, trial_id: str, attempt: int) -> Sequence[DeviceSample]:
+        """See `Store.samples`."""
+        wanted = queries.attempt_key(study, trial_id, attempt).scalar_subquery()
+        columns = (device_samples.c[f.name] for f in fields(DeviceSample))
+        query = select(*columns).where(device_samples.c.attempt_key == wanted)
+        found = self._run(lambda connection: list(connection.execute(query)))
+        return sorted((DeviceSample(*row) for row in found), key=lambda s: (s.device, s.at_s))
 
     def running(self, study: str) -> Sequence[RunningAttempt]:
         """See `Store.running`."""

@@ -83,6 +83,8 @@ class Source:
             document = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise _syntax(file, str(error)) from None
+        except RecursionError:
+            raise _whole(file, "not a study: too many brackets inside one another") from None
         lines = key_lines(text)
         scales = document.pop("scale", {})
         source = cls(file, document, lines)

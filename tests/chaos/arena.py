@@ -295,6 +295,10 @@ def arena(
     mounted = small_disk and mount(one.home / "runs")
     try:
         yield one
+    except BaseException:
+        if one.log.exists():
+            print(one.log.read_text(encoding="utf-8", errors="replace")[-4000:])
+        raise
     finally:
         one.clear()
         if mounted:

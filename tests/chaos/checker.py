@@ -280,8 +280,6 @@ def differences(folder: Path, row: Mapping[str, Any]) -> Iterator[str]:
     for key in ("outcome", "reason", "wall_s", "started_at", "ended_at", "cap_s", "message"):
         if not same(outcome[key], row[key]):
             yield f"{key}: the folder says {outcome[key]!r}, the database {row[key]!r}"
-    if row["reason"] == "lost":
-        return
     events = read_events(folder / "events.jsonl")
     seen = [e for e in events if e["event"] == "evaluated" and "val_loss" in e["metrics"]]
     if len(seen) != len(row["curve"]):
@@ -293,7 +291,10 @@ def differences(folder: Path, row: Mapping[str, Any]) -> Iterator[str]:
     for phase in PHASES:
         if not same(last.get(phase, 0.0), row[f"{phase}_s"]):
             yield f"{phase}: {last.get(phase)} in its events, {row[f'{phase}_s']} in the database"
-    if outcome["reason"] != "environment":
+    if outcome["reason"] not in (
+        "environment",
+        "lost",
+    ):  # else it may not have been read to its end
         yield from unheard(folder, seen)
 
 

@@ -29,6 +29,8 @@ LONGEST_WAIT_S = 2.5
 """For so long a fault waits for its turn when the sweep makes no progress."""
 TARGET_WITHIN_S = 10.0
 """For so long a fault waits for an attempt to be under way; most are pointless without."""
+SPREAD_OVER = 0.8
+"""The share of the trials over which the faults are spread; the sweep must not end before they do."""
 RUN_WITHIN_S = 900.0
 
 # How often each fault is chosen, relative to the others.
@@ -131,7 +133,7 @@ class Monkey:
         """
         before = self.arena.outcomes()
         left = max(1, self.faults - len(self.done))
-        wanted = before + max(0.0, (0.95 * self.trials - before) / left)
+        wanted = before + max(0.0, (SPREAD_OVER * self.trials - before) / left)
         began = time.monotonic()
         while True:
             code = self.main.poll()
@@ -322,14 +324,15 @@ class Monkey:
     def _crowd_database(self) -> str | None:
         """Take every connection that is left, for a moment."""
         with contextlib.ExitStack() as taken:
-            count = 0
+            count = 0  # of connections that we were given
             with contextlib.suppress(psycopg2.Error, SweepError):  # it may be on its way down
                 home = self.arena.home
                 server = embedded.open_server(home, purpose="a crowd", timeout_s=20)
                 taken.callback(server.close)
-                for count in range(200):
+                while count < 200:
                     url = server.url.replace("+psycopg2", "", 1)
                     taken.callback(psycopg2.connect(url, connect_timeout=2).close)
+                    count += 1
             time.sleep(self.draw.uniform(0.3, 1.0))
         return f"{count} connections"
 

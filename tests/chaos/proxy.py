@@ -25,15 +25,25 @@ class LosingProxy:
         self.url = f"{self._address}?host={quote(str(folder), safe='')}"
         self._after, self._word = b"", None
         self.lost = 0
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(folder / SOCKET))
-        self._listener.listen()
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._path = folder / SOCKET
+        self.come_back()
 
     def lose_answer_to(self, word: bytes, *, after: bytes = b"") -> None:
         """The next statement with `word`, from the one with `after` on."""
         self._after, self._word = after, word
+
+    def come_back(self) -> None:
+        """Be there (again)."""
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self._path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def go_away(self) -> None:
+        """Every connection breaks, and there is nothing left to connect to."""
+        self._path.unlink()
+        self.close()
 
     def close(self) -> None:
         for one in (self._listener, *(s for pair in self._pairs for s in pair)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from sweeper import devices
@@ -9,6 +11,7 @@ from sweeper.devices import Gpu, GpuSearch, choose_gpus, find_cores
 from sweeper.errors import DeviceUnusable
 from sweeper.executors import local
 from sweeper.executors.local import LocalExecutor, cpu_slots, gpu_slots
+from sweeper.runner import device_locks, quarantine
 
 GPUS = tuple(Gpu(f"GPU-{c * 8}-{c * 4}", i, "H100", 80 * 2**30) for i, c in enumerate("abcd"))
 
@@ -114,3 +117,52 @@ def test_cores_of_different_physical_cores_come_first(tmp_path, monkeypatch):
     assert find_cores() == (0, 2)
     (tmp_path / "max").write_text("max 100000\n")
     assert find_cores() == (0, 2, 1, 3)
+
+
+def recorded(tmp_path, monkeypatch, *gpus):
+    path = tmp_path / "gpus.json"
+    path.write_text(json.dumps({"gpus": [{"total_bytes": 80 << 30, **gpu} for gpu in gpus]}))
+    monkeypatch.setenv("SWEEP_NVML", str(path))
+    monkeypatch.setenv("SWEEP_DEVICE_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_gpus_come_from_the_driver_without_those_cut_into_slices(tmp_path, monkeypatch):
+    recorded(tmp_path, monkeypatch, {"uuid": "GPU-a", "mig": True}, {"uuid": "GPU-b", "name": "X"})
+    assert devices.find_gpus().gpus == (Gpu("GPU-b", 1, "X", 80 << 30),)
+    recorded(tmp_path, monkeypatch, {"uuid": "GPU-a", "mig": True})
+    assert "MIG slices are not supported" in devices.find_gpus().why_none
+    with pytest.raises(DeviceUnusable, match=r"MIG slices are not supported.*whole GPUs"):
+        choose_gpus(GPUS, "MIG-1234")
+    recorded(tmp_path, monkeypatch, {"uuid": "GPU-a"})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
+    assert "hides all of them; MIG slices" in devices.find_gpus().why_none
+
+
+def test_a_slot_whose_device_others_have_or_that_is_quarantined_says_so(tmp_path, monkeypatch):
+    recorded(tmp_path, monkeypatch, {"uuid": "GPU-a"}, {"uuid": "GPU-b", "pids": [1]})
+    executor = LocalExecutor.on_devices(gpus=1)
+    first, second = executor.slots()
+    assert executor.trouble(first) == ""
+    assert "GPU-b is used by process 1 (" in executor.trouble(second)
+    lock = device_locks.take("GPU-a")
+    lock.write({"holder": {"pid": 7, "user": "ann", "study": "x", "trial": "s1-A1"}})
+    assert executor.trouble(first) == "GPU-a is taken by process 7 of ann for x/s1-A1"
+    lock.release()
+    path = quarantine.begin("GPU-a", "hot")
+    assert "GPU-a is quarantined: hot" in executor.trouble(first)
+    path.unlink()
+    assert executor.trouble(first) == ""
+    executor.close()
+
+
+def test_cores_of_another_study_come_last(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWEEP_DEVICE_LOCKS", str(tmp_path / "locks"))
+    cores = find_cores()
+    lock = device_locks.take(f"core-{cores[0]}")
+    lock.write({"holder": {"study": "other"}})
+    free = (*cores[1:], cores[0])
+    assert local._free_first(cores, "mine") == free
+    assert local._free_first(cores, "other") == cores, "they are there to be adopted"
+    lock.release()
+    assert local._free_first(cores, "mine") == cores

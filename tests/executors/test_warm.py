@@ -12,6 +12,7 @@ from sweeper.attempts import collect
 from sweeper.executors.base import Slot
 from sweeper.executors.local import LocalExecutor
 from sweeper.paths import AttemptPaths, write_json
+from sweeper.runner import processes
 from sweeper.spec import AttemptOutcome, AttemptSpec, Running
 from sweeper.trial import Reason
 
@@ -88,7 +89,9 @@ def test_warm_and_cold_measure_the_same(tmp_path, executor):
         (("--crash-at", "2", "--signal", "11"), Reason.CRASHED, None, 11),
     ],
 )
-def test_endings_are_those_of_a_process(tmp_path, executor, words, reason, code, number):
+def test_endings_are_those_of_a_process(  # noqa: PLR0917
+    tmp_path, executor, words, reason, code, number
+):
     executor.warm_up("trivial_trainer", FAKES)
     outcome = run(executor, spec(tmp_path, "a", *words))
     assert outcome.warm
@@ -139,6 +142,7 @@ def test_a_killed_runner_takes_its_trainer_along(tmp_path, executor):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     who = Running.read(paths.running)
+    assert [p.pid for p in processes.marked(who.token)] == [who.trainer]
     os.kill(who.pid, signal.SIGKILL)
     while not any(e.folder == paths.folder for e in executor.wait(1.0)):
         assert time.monotonic() < deadline

@@ -1,11 +1,11 @@
-"""The real `sweep` as a subprocess on the real Postgres, with small studies around the trivial trainer."""
+"""The real `sweep` as a subprocess on the real Postgres, with studies around the trivial trainer."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import re
+import random
 import shutil
 import signal
 import subprocess
@@ -115,6 +115,31 @@ top = 2
 repeats = 2
 """
 
+# Five trials: two groups, and one that takes the best of the first.
+FEW_GROUPS = """\
+[[stage1.group]]
+name = "A"
+vary = { "optim.lr" = [0.01, 0.03] }
+
+[[stage1.group]]
+name = "B"
+vary = { "data.batch" = [64, 128] }
+
+[[stage1.group]]
+name = "C"
+best_of = { group = "A", parameters = ["optim.lr"] }
+vary = { "data.batch" = [32] }
+
+[stage2]
+from_top = 2
+runs = 4
+replicates = 1
+
+[confirm]
+top = 1
+repeats = 2
+"""
+
 
 def wait_until(true: Callable[[], Any], what: str, within_s: float = DEADLINE_S) -> Any:
     """The first true answer; a failure, which says `what` was waited for, after the deadline."""
@@ -147,43 +172,76 @@ class Done:
         return json.loads(self.out, parse_constant=refuse)
 
 
+def on_two_cores() -> None:
+    """Any two: then there is one slot everywhere, as on the smallest machine."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, random.sample(cores, min(2, len(cores))))
+
+
+class Command:
+    """A command under way: its process, and what it has said so far."""
+
+    process: subprocess.Popen[bytes]
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def path(self, stream: str) -> Path:
+        return self._place.with_suffix(f".{stream}")
+
+    def said(self, stream: str) -> str:
+        return self.path(stream).read_text(encoding="utf-8")
+
+    def finish(self, within_s: float = DEADLINE_S) -> Done:
+        """Wait for it; no command ever ends in a traceback."""
+        code = self.process.wait(within_s)
+        done = Done(code, self.said("out"), self.said("err"))
+        assert "Traceback" not in done.text, done.text
+        return done
+
+    def kill(self) -> None:
+        """SIGKILL, and nothing more."""
+        self.process.kill()
+        self.process.wait()
+
+    def interrupt(self, *, until: str) -> None:
+        """Ctrl-C, and wait for its answer: a second signal of a kind is lost while one is pending."""
+        self.process.send_signal(signal.SIGINT)
+        wait_until(lambda: until in self.said("out") + self.said("err"), f"{until!r}")
+
+
 @dataclass
 class Sweep:
     """The program in a folder of its own: what a user types, and what is left on disk."""
 
     folder: Path
     env: dict[str, str]
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    started: list[Command] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
         return Path(self.env["SWEEP_HOME"])
 
-    def start(self, *words: str, **env: str | None) -> subprocess.Popen[str]:
+    def start(self, *words: str, **env: str | None) -> Command:
         """Start a command without waiting for it; it is killed at the end of the test."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sweeper.cli", *words],
-            cwd=self.folder,
-            env=self.environment(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
-
-    def finish(self, process: subprocess.Popen[str], within_s: float = DEADLINE_S) -> Done:
-        """Wait for a command; no command ever ends in a traceback."""
-        out, err = process.communicate(timeout=within_s)
-        done = Done(process.returncode, out, err)
-        assert "Traceback" not in done.text, done.text
-        return done
+        command = Command(self.folder / f"command-{len(self.started)}")
+        with command.path("out").open("wb") as out, command.path("err").open("wb") as err:
+            command.process = subprocess.Popen(
+                [sys.executable, "-m", "sweeper.cli", *words],
+                cwd=self.folder,
+                env=self.environment(env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                preexec_fn=on_two_cores,  # noqa: PLW1509 - tests have one thread
+            )
+        self.started.append(command)
+        return command
 
     def __call__(self, *words: str, exit: int | None = 0, **env: str | None) -> Done:  # noqa: A002
         """Run a command to its end and expect its exit code (None: any)."""
-        done = self.finish(self.start(*words, **env))
+        done = self.start(*words, **env).finish()
         assert exit is None or done.code == exit, f"exit {done.code}:\n{done.text}"
         return done
 
@@ -191,7 +249,7 @@ class Sweep:
         merged = {**self.env, **(changes or {})}
         return {key: value for key, value in merged.items() if value is not None}
 
-    def write(self, name: str = "trivial", *, text: str | None = None, **values: Any) -> Path:
+    def write(self, name: str = "trivial", *, few: bool = False, **values: Any) -> Path:
         """A study of three parameters in a folder of its own; `values` fill its places."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
@@ -209,7 +267,10 @@ class Sweep:
         places.setdefault("slow_tau_s", 2 * places["tau_s"])
         (folder / "base.toml").write_text(BASE.format(**places), encoding="utf-8")
         path = folder / "study.toml"
-        path.write_text((text or STUDY).format(**places), encoding="utf-8")
+        text = STUDY.format(**places)
+        if few:
+            text = text.partition("[[stage1.group]]")[0] + FEW_GROUPS
+        path.write_text(text, encoding="utf-8")
         return path
 
     def edit(self, path: Path, before: str, after: str) -> None:
@@ -240,10 +301,10 @@ class Sweep:
 
     def close(self) -> None:
         """End every command, and every runner and trainer that it left."""
-        for process in self.started:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
+        for command in self.started:
+            if command.process.poll() is None:
+                command.process.kill()
+            command.process.wait()
         for path in self.home.glob("runs/*/*/attempt-*/running.json"):
             token = json.loads(path.read_text(encoding="utf-8"))["token"]
             processes.kill_all(lambda token=token: processes.marked(token), within_s=10)
@@ -347,9 +408,3 @@ def alive() -> Callable[[int], bool]:
         return stat.rpartition(")")[2].split()[0] != "Z"
 
     return is_alive
-
-
-@pytest.fixture
-def interrupt() -> Callable[[subprocess.Popen[str]], None]:
-    """Ctrl-C, for the program alone."""
-    return lambda process: process.send_signal(signal.SIGINT)

@@ -8,30 +8,6 @@ import subprocess
 
 import pytest
 
-# One group of two levels and a baseline, and one that takes the best of it.
-TWO_GROUPS = """\
-[[stage1.group]]
-name = "A"
-vary = { "optim.lr" = [0.01, 0.03] }
-
-[[stage1.group]]
-name = "B"
-vary = { "data.batch" = [64, 128] }
-
-[[stage1.group]]
-name = "C"
-best_of = { group = "A", parameters = ["optim.lr"] }
-vary = { "data.batch" = [32] }
-
-[stage2]
-from_top = 2
-runs = 4
-replicates = 1
-
-[confirm]
-top = 1
-repeats = 2
-"""
 # A trainer that fails for good with the learning rates given in FAILS, and else does its work.
 FAILING = """
 import os, runpy, sys, tomllib
@@ -43,15 +19,13 @@ runpy.run_path({trainer!r}, run_name="__main__")
 """
 
 
-
 @pytest.fixture
 def write(sweep):
     """Writes the study of two groups; `fails` are the learning rates that its trainer refuses."""
 
     def written(fails=None, **values):
-        study = sweep.write(**values)
+        study = sweep.write(few=True, **values)
         text = study.read_text(encoding="utf-8")
-        text = text.partition("[[stage1.group]]")[0] + TWO_GROUPS
         if fails is not None:
             trainer = text.partition('"{python}", "')[2].partition('"')[0]
             script = study.parent / "failing.py"
@@ -114,6 +88,7 @@ def test_some_fail_for_good(sweep, write):
     assert sweep.attempts() == before
 
 
+@pytest.mark.long
 def test_what_failed_is_run_again_when_asked(sweep, write):
     study = write(fails="0.03")
     first = sweep("stage1", str(study), "--json", exit=1).json()
@@ -152,6 +127,7 @@ def test_nothing_finished_in_a_group_that_another_needs(sweep, write):
     assert document["exit"] == 0
 
 
+@pytest.mark.long
 def test_a_config_that_wins_may_leave_a_parameter_alone(sweep, write):
     study = write()
     sweep.edit(
@@ -165,6 +141,7 @@ def test_a_config_that_wins_may_leave_a_parameter_alone(sweep, write):
     assert facts["s1-C1"]["point"] == {"optim.lr": 0.003, "data.batch": 32, "model.tau_s": 2.0}
 
 
+@pytest.mark.long
 def test_hours_are_used_up(sweep, write):
     study = str(write(trivial="", tau_s=0.5, step_s=0.02))
     done = sweep("stage1", study, "--max-hours", "0.0002", "--json", exit=6)  # 0.7 s
@@ -218,6 +195,7 @@ def test_the_disk_is_full(sweep, write):
         subprocess.run(["umount", "-l", runs], check=True)
 
 
+@pytest.mark.long
 def test_a_run_folder_that_cannot_be_made(sweep, write):
     study = str(write())
     sweep.home.mkdir()

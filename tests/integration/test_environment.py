@@ -28,7 +28,7 @@ def refused(sweep, url, said, *, verbs=VERBS):
     [
         ("not-a-url", ["database URL", "expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE"]),
         (f"mysql://me:{PASSWORD}@host/db", ["Postgres", "mysql://me:***@host/db"]),
-        (f"sqlite:///{PASSWORD}.db", ["Postgres"]),
+        ("sqlite:///sweep.db", ["Postgres", "no second storage engine"]),
         (f"postgresql://me:{PASSWORD}@127.0.0.1:5432", ["without a database"]),
         (f"postgresql://me:{PASSWORD}@@127.0.0.1/db", ["%40"]),
         (f"postgresql+asyncpg://me:{PASSWORD}@127.0.0.1/db", ["asyncpg", "psycopg2"]),

@@ -192,7 +192,9 @@ def test_export_trials(finished):
         assert tokens == fact["tokens"]
         assert loss <= 2.0
         assert fact["time_to_target_s"] <= train_s
-    rows = list(csv.DictReader(io.StringIO(sweep("export", study, "--trials", "--format", "csv").out)))
+    rows = list(
+        csv.DictReader(io.StringIO(sweep("export", study, "--trials", "--format", "csv").out))
+    )
     assert [row["id"] for row in rows] == [fact["id"] for fact in facts]
     assert {float(row["point.optim.lr"]) for row in rows} == {f["point"]["optim.lr"] for f in facts}
 
@@ -274,6 +276,7 @@ def test_target_of_the_command_line_is_another_plan(finished):
     assert "objective.target: 2.0 -> 2.5" in done.err
 
 
+@pytest.mark.long
 def test_target_of_the_command_line(sweep):
     study = sweep.write()
     document = sweep("stage1", str(study), "--target", "3.5", "--json").json()
@@ -297,6 +300,7 @@ def test_max_trials_and_on(sweep):
     assert len(sweep.attempts()) == 9
 
 
+@pytest.mark.long
 def test_from_top_is_part_of_the_frozen_plan(sweep):
     study = str(sweep.write())
     sweep("stage1", study)

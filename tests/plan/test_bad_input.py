@@ -18,7 +18,7 @@ MISTAKES = {
         "[objective]", "[objectiv]", "[objectiv]",
         ('objectiv: unknown key; the nearest known is "objective"; known here: study, objective, '
         "trainer, limits, resources, space, tie, forbid, frozen, question, stage1, stage2, confirm, "
-        "racing, on_oom, notify"),
+        "racing, on_oom, checkpoints, notify"),
     ),
     "unknown key": (
         "target = 5.0", "target = 5.0\ntraget = 4", "traget",
@@ -331,11 +331,31 @@ MISTAKES = {
     "no value and no baseline": (
         'config = "base.toml"', 'config = "base.toml"\nnew_keys = true', None, None,
     ),
-    "not implemented: on_oom": (
-        "[stage2]", '[on_oom]\nmicro_batch = "a"\naccumulation = "b"\n[stage2]', "[on_oom]",
-        "on_oom: this version of sweep cannot do this yet; remove it (a trial out of memory fails)",
+    "on_oom: no such key": (
+        "[stage2]", '[on_oom]\nmicro_batch = "data.bach"\naccumulation = "run.epochs"\n[stage2]',
+        "data.bach",
+        ("on_oom.micro_batch: \"data.bach\" is no key of the trainer's configuration and no parameter "
+        'of [space]; the nearest known is "data.batch"; name what holds the micro-batch'),
     ),
-    "not implemented, and misspelt": (
+    "on_oom: not a whole number": (
+        "[stage2]", '[on_oom]\nmicro_batch = "optim.method"\naccumulation = "x"\n[stage2]',
+        "optim.method",
+        ('on_oom.micro_batch: "optim.method" is a categorical parameter; only whole numbers halve'),
+    ),
+    "on_oom: frozen": (
+        "[stage2]", '[on_oom]\nmicro_batch = "run.epochs"\naccumulation = "x"\n[stage2]',
+        "run.epochs", 'on_oom.micro_batch: "run.epochs" is frozen; remove it from one of the two',
+    ),
+    "on_oom: the same key twice": (
+        "[stage2]",
+        '[on_oom]\nmicro_batch = "data.batch"\naccumulation = "data.batch"\n[stage2]',
+        "[on_oom]", 'on_oom: "data.batch" twice; name two different keys',
+    ),
+    "checkpoints: unknown policy": (
+        "[stage2]", '[checkpoints]\nkeep = "some"\n[stage2]', 'keep = "some"',
+        "checkpoints.keep: got \"some\", expected 'top', 'all' or 'none'",
+    ),
+    "on_oom, misspelt": (
         "[stage2]", '[on_oom]\nmicro_bach = "a"\naccumulation = "b"\n[stage2]', "micro_bach",
         ('on_oom.micro_bach: unknown key; the nearest known is "micro_batch"; known here: '
         "micro_batch, accumulation"),

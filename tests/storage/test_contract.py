@@ -16,6 +16,7 @@ from sweeper.storage.memory import MemoryStore
 from sweeper.trial import (
     OUTCOME_OF,
     AttemptFacts,
+    DeviceSample,
     Evaluation,
     Lock,
     Outcome,
@@ -430,3 +431,29 @@ class TestRoundTrip:
         found = store.facts(made.study)
         assert same([f.trial for f in found], list(made.trials))
         assert same(found[0].attempts, (facts,))
+
+
+class TestSamples:
+    def test_looks_at_a_device_come_back_equal_and_once(self, store):
+        freeze(store, plan(trial("a")))
+        store.record("demo", "a", ended())
+        kept = [
+            DeviceSample("GPU-b", 0.5, 0.25, 3 << 40, 312.5, 61.0, 1755.0),
+            DeviceSample("GPU-a", 1.5),
+            DeviceSample("GPU-a", 0.5, utilisation=0.0),
+        ]
+        store.record_samples("demo", "a", 1, kept)
+        store.record_samples("demo", "a", 1, [*kept, DeviceSample("GPU-a", 2.5)])
+        found = store.samples("demo", "a", 1)
+        assert list(found) == [kept[2], kept[1], DeviceSample("GPU-a", 2.5), kept[0]]
+
+    def test_none_at_all_is_fine(self, store):
+        freeze(store, plan(trial("a")))
+        store.record("demo", "a", ended())
+        store.record_samples("demo", "a", 1, [])
+        assert list(store.samples("demo", "a", 1)) == list(store.samples("demo", "b", 1)) == []
+
+    def test_an_attempt_that_is_not_recorded_has_none(self, store):
+        freeze(store, plan(trial("a")))
+        with pytest.raises(ValueError, match="a attempt 1 is not recorded"):
+            store.record_samples("demo", "a", 1, [DeviceSample("GPU-a", 1.0)])

@@ -132,15 +132,16 @@ def test_one_seed_gives_the_same_losses_bit_for_bit_and_another_does_not():
 
 def test_step_0_is_clean():
     """The warm-up leaves no trace: by hand without it, the first losses are the same."""
-    from trainer.data.batches import TrainingBatches, on_device
+    from trainer.data.batches import TrainingBatches
     from trainer.data.corpora import load_corpus
+    from trainer.data.tokens import DeviceTokens
     from trainer.models import build_model
     from trainer.optim.build import build_optimizer
 
     raw = changed(optim__muon__variance_reduction=True)
     config = parse(raw, "test")
     corpus = load_corpus(config.data)
-    tokens = on_device(corpus.train, torch.device("cpu"))
+    tokens = DeviceTokens(corpus.train, torch.device("cpu"))
     batches = TrainingBatches(tokens, context=16, batch_size=4, seed=0)
     model = build_model(config.model, vocabulary=256, context=16, seed=0)
     optimizer = build_optimizer(model.roled_parameters(), config.optim, project_every=7)

@@ -6,32 +6,77 @@ that differ in batch size see the same data in the same order.
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
+
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trainer.data.tokens import TokenStore
 from trainer.errors import DataError
 
 
-class TrainingBatches:
-    """Non-overlapping windows of the training tokens, in a new random order each epoch.
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What one epoch is made of, so that nobody trains on a token far more often than they think.
 
-    There is no state to save or restore: `at(step)` always gives the same batch.
+    `exposures` is how often a token is learned from in an epoch, on average over all tokens;
+    `max_exposures` for the token that is seen most often. Windows that do not overlap have
+    samples * stride <= tokens and both at most 1.
     """
 
-    def __init__(self, tokens: Tensor, *, context: int, batch_size: int, seed: int) -> None:
-        """`tokens` (N,) of an integer type, on the device where batches are wanted."""
+    tokens: int
+    context: int
+    stride: int
+    samples: int
+    overlap: int
+    exposures: float
+    max_exposures: int
+    unused_tokens: int
+
+    def as_dict(self) -> dict[str, int | float]:
+        """Plain values, for an event."""
+        return dataclasses.asdict(self)
+
+
+def audit(tokens: int, *, context: int, stride: int) -> Audit:
+    """The windows of `context` inputs and their targets that `tokens` tokens have room for."""
+    samples = (tokens - 1 - context) // stride + 1 if tokens > context else 0
+    # Window i predicts the tokens i * stride + 1 to i * stride + context.
+    covered = (samples - 1) * min(stride, context) + context if samples else 0
+    return Audit(
+        tokens=tokens,
+        context=context,
+        stride=stride,
+        samples=samples,
+        overlap=max(0, context - stride),
+        exposures=samples * context / max(1, tokens - 1),
+        max_exposures=min(samples, -(-context // stride)),
+        unused_tokens=tokens - 1 - covered if samples else tokens,
+    )
+
+
+class TrainingBatches:
+    """Windows of the training tokens, in a new random order each epoch.
+
+    There is no state to save or restore: `at(step)` always gives the same batch. The windows do not
+    overlap unless `stride` is shorter than `context`.
+    """
+
+    def __init__(
+        self, tokens: TokenStore, *, context: int, batch_size: int, seed: int, stride: int = 0
+    ) -> None:
         self._tokens, self._context, self._batch_size = tokens, context, batch_size
-        self._seed = seed
-        self._windows = (len(tokens) - 1) // context
+        self._seed, self._stride = seed, stride or context
+        self.audit = audit(len(tokens), context=context, stride=self._stride)
+        self._windows = self.audit.samples
         if self._windows < 1:
             raise DataError(
                 f"the training split has {len(tokens)} tokens; expected more than "
                 f"data.context = {context}"
             )
-        self._within = torch.arange(context + 1, device=tokens.device)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     @property
     def tokens_per_step(self) -> int:
@@ -40,22 +85,29 @@ class TrainingBatches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T) int64 of step number `step`, counted from 0."""
-        first = step * self._batch_size
-        windows = [self._window(number) for number in range(first, first + self._batch_size)]
-        starts = torch.tensor(windows, device=self._tokens.device) * self._context
-        return _cut(self._tokens, starts, self._within)
+        first, end = step * self._batch_size, (step + 1) * self._batch_size
+        pieces = []
+        while first < end:
+            epoch, place = divmod(first, self._windows)
+            piece = self._order_of(epoch)[place : place + end - first]
+            pieces.append(piece)
+            first += len(piece)
+        windows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return _inputs_and_targets(self._tokens.rows(windows * self._stride, self._context + 1))
 
-    def _window(self, number: int) -> int:
-        epoch, place = divmod(number, self._windows)
+    def _order_of(self, epoch: int) -> Tensor:
+        """The windows in the order of this epoch, (W,), where the tokens want their indices."""
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-            self._order = generator.permutation(self._windows)
-            self._epoch = epoch
-        return int(self._order[place])
+            order = torch.from_numpy(generator.permutation(self._windows))
+            self._epoch, self._order = epoch, order.to(self._tokens.index_device)
+        return self._order
 
 
-def spread_windows(tokens: Tensor, *, context: int, count: int, name: str) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (count, T) of non-overlapping windows spread evenly over `tokens` (N,).
+def spread_windows(
+    tokens: TokenStore, *, context: int, count: int, name: str
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (count, T) of non-overlapping windows spread evenly over `tokens`.
 
     They are the same for every configuration and seed. DataError, which names the slice `name`,
     when the tokens do not suffice.
@@ -64,18 +116,14 @@ def spread_windows(tokens: Tensor, *, context: int, count: int, name: str) -> tu
     if count > available:
         raise DataError(
             f"the validation split has {len(tokens)} tokens; the {name} slice needs "
-            f"{count * context + 1}: lower eval.{name}_tokens, or raise data.max_bytes"
+            f"{count * context + 1}: lower eval.{name}_tokens, or give more data "
+            "(data.max_bytes, data.max_validation_tokens)"
         )
     places = [index * available // count for index in range(count)]
-    starts = torch.tensor(places, device=tokens.device) * context
-    return _cut(tokens, starts, torch.arange(context + 1, device=tokens.device))
+    starts = torch.tensor(places, device=tokens.index_device) * context
+    return _inputs_and_targets(tokens.rows(starts, context + 1))
 
 
-def on_device(tokens: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
-    """The tokens as a tensor on `device`, in the width in which they are stored."""
-    return torch.from_numpy(tokens.copy()).to(device)
-
-
-def _cut(tokens: Tensor, starts: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
-    rows = tokens[starts[:, None] + within].long()  # (B, T + 1)
+def _inputs_and_targets(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, T + 1) -> (B, T) each."""
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()

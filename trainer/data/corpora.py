@@ -1,22 +1,25 @@
-"""Owns the corpora: bytes of real text, split once into training and validation, with their hash.
+"""Owns the corpora: real text as tokens, split once into training and validation, with its hash.
 
 It must not know batches or devices, nor import torch. Every corpus is the same for every seed.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.config import Data as DataConfig
+from trainer.data.shards import open_shards
 from trainer.errors import DataError
 
 BYTE_VOCABULARY = 256
@@ -28,42 +31,100 @@ _RANDOM_SEED = 20_240_520
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Tokens of both splits as 1-D integer arrays, the size of the vocabulary, and what they are.
+    """Tokens of both splits, the size of the vocabulary, and what they are.
 
-    `sha256` covers both splits and their lengths; `source` is for people.
+    A split is a list of 1-D arrays of unsigned integers that follow one another. `sha256` covers
+    both splits and their lengths; `source` is for people.
     """
 
-    train: npt.NDArray[np.uint8]
-    validation: npt.NDArray[np.uint8]
+    train: Sequence[npt.NDArray[Any]]
+    validation: Sequence[npt.NDArray[Any]]
     vocabulary: int
     sha256: str
     source: str
 
 
 def load_corpus(config: DataConfig) -> Corpus:
-    """The configured corpus; DataError when it cannot be read or is empty."""
+    """The configured corpus; DataError when it cannot be read, is damaged or is empty."""
+    if config.kind == "shards":
+        return _shards(config)
+    if config.kind == "characters":
+        return _characters(config)
     if config.kind == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         train, validation = read_source_tree(root, config.max_bytes, config.validation_share)
         source = f"source of the standard library of Python {platform.python_version()}"
-    elif config.kind == "text":
-        path = Path(config.path or "")
-        train, validation = _split(_read_file(path, config.max_bytes), config.validation_share)
-        source = f"bytes of {path}"
-    else:
+    elif config.kind == "random":
         noise = np.random.Generator(np.random.PCG64(_RANDOM_SEED)).bytes(config.max_bytes)
         train, validation = _split(noise, config.validation_share)
         source = "random bytes, which nobody can learn"
-    digest = hashlib.sha256(len(train).to_bytes(8, "little"))
-    digest.update(train)
-    digest.update(validation)
-    return Corpus(
-        train=np.frombuffer(train, np.uint8),
-        validation=np.frombuffer(validation, np.uint8),
-        vocabulary=BYTE_VOCABULARY,
-        sha256=digest.hexdigest(),
-        source=source,
+    else:
+        path = Path(config.path or "")
+        content = _read_file(path, config.max_bytes)
+        if config.kind == "text":
+            _decode(path, content)
+        train, validation = _split(content, config.validation_share)
+        source = f"bytes of {path}"
+    return _corpus(
+        [np.frombuffer(train, np.uint8)],
+        [np.frombuffer(validation, np.uint8)],
+        BYTE_VOCABULARY,
+        source,
     )
+
+
+def _shards(config: DataConfig) -> Corpus:
+    """Token files as they are: training and validation are separate files."""
+    splits = [
+        open_shards(
+            pattern or "", vocabulary=config.vocabulary, max_tokens=limit, key=f"data.{key}"
+        )
+        for key, pattern, limit in (
+            ("train", config.train, config.max_tokens),
+            ("validation", config.validation, config.max_validation_tokens),
+        )
+    ]
+    names = f"{len(splits[0])} token file{'s' if len(splits[0]) > 1 else ''}, {config.train}"
+    return _corpus(splits[0], splits[1], config.vocabulary, names)
+
+
+def _characters(config: DataConfig) -> Corpus:
+    """A text, one token a character; the vocabulary is what occurs in it, in code point order."""
+    path = Path(config.path or "")
+    text = _decode(path, _read_file(path, config.max_bytes))
+    points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    alphabet, ids = np.unique(points, return_inverse=True)
+    tokens = ids.astype(np.uint16 if len(alphabet) > 256 else np.uint8)
+    cut = len(tokens) - int(len(tokens) * config.validation_share)
+    source = f"{len(alphabet)} kinds of characters in {path}"
+    return _corpus(
+        [tokens[:cut]], [tokens[cut:]], len(alphabet), source, alphabet=alphabet.tobytes()
+    )
+
+
+def _corpus(
+    train: Sequence[npt.NDArray[Any]],
+    validation: Sequence[npt.NDArray[Any]],
+    vocabulary: int,
+    source: str,
+    alphabet: bytes = b"",
+) -> Corpus:
+    digest = hashlib.sha256(sum(part.nbytes for part in train).to_bytes(8, "little"))
+    for part in (*train, *validation):
+        digest.update(part.data)
+    digest.update(alphabet)
+    return Corpus(train, validation, vocabulary, digest.hexdigest(), source)
+
+
+def _decode(path: Path, content: bytes) -> str:
+    """The text in `content`, whose last character may have been cut off by data.max_bytes."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(content)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: byte {error.start} is not UTF-8; expected a text "
+            '(data.kind = "bytes" reads any file)'
+        ) from None
 
 
 def read_source_tree(root: Path, max_bytes: int, validation_share: float) -> tuple[bytes, bytes]:
@@ -75,7 +136,7 @@ def read_source_tree(root: Path, max_bytes: int, validation_share: float) -> tup
     """
     splits: tuple[list[bytes], list[bytes]] = ([], [])
     left = max_bytes
-    for path in _source_files(root):
+    for path in source_files(root):
         if left <= 0:
             break
         text = _read_file(path, left)
@@ -88,7 +149,8 @@ def read_source_tree(root: Path, max_bytes: int, validation_share: float) -> tup
     return b"".join(splits[0]), b"".join(splits[1])
 
 
-def _source_files(folder: Path) -> Iterator[Path]:
+def source_files(folder: Path) -> Iterator[Path]:
+    """The .py files below `folder` that are alike on every machine, in the order of their paths."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -96,7 +158,7 @@ def _source_files(folder: Path) -> Iterator[Path]:
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             if entry.name not in _SKIPPED_FOLDERS:
-                yield from _source_files(Path(entry.path))
+                yield from source_files(Path(entry.path))
         elif (
             entry.name.endswith(".py")
             and entry.is_file(follow_symlinks=False)

@@ -1,22 +1,31 @@
-"""Owns the architectures, one file each, and the choice between them by name.
+"""Owns the choice between architectures by name; each has one file of its own.
 
-It must not know optimizers, data or clocks.
+It must not know optimizers, data or clocks. A new architecture is a file with a class that has what
+`LanguageModel` asks for, an entry in `_BUILDERS`, and its name among the choices of `model.kind`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from trainer.config import Model as ModelConfig
+from trainer.errors import ConfigError
+from trainer.models.attention import refuse_attention
+from trainer.models.gpt2 import GPT2
 from trainer.models.ngpt import NGPT
+from trainer.models.precision import DTYPES, refuse_precision
 from trainer.roles import RoledParameter
+
+__all__ = ["LanguageModel", "build_model", "refuse_attention", "refuse_precision"]
 
 
 class LanguageModel(Protocol):
     """What the loop and the optimizers need of an architecture."""
+
+    blocks: nn.ModuleList
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of `targets` (B, T) after `tokens` (B, T); both int64."""
@@ -25,18 +34,53 @@ class LanguageModel(Protocol):
         """Every trainable tensor, each exactly once, with its role."""
 
 
-def build_model(config: ModelConfig, *, vocabulary: int, context: int, seed: int) -> NGPT:
-    """The configured architecture with weights drawn from `seed` (on the CPU, in float32)."""
-    generator = Generator().manual_seed(seed)
+def build_model(
+    config: ModelConfig, *, vocabulary: int, context: int, seed: int, precision: str = "fp32"
+) -> NGPT | GPT2:
+    """The configured architecture with float32 weights drawn from `seed` on the CPU.
+
+    It embeds `vocabulary` tokens rounded up to a multiple of `model.pad_vocabulary_to`, has places
+    for `model.context` tokens (0: for `context`), and computes in `precision`. ConfigError when the
+    heads do not divide the width or `context` tokens do not fit.
+    """
+    if config.width % config.heads:
+        raise ConfigError(
+            f"model.heads = {config.heads}: expected a divisor of model.width = {config.width}"
+        )
+    places = config.context or context
+    if context > places:
+        raise ConfigError(
+            f"data.context = {context}: expected at most model.context = {places}, the places that "
+            "the model has"
+        )
+    shape: dict[str, Any] = {
+        "vocabulary": -(-vocabulary // config.pad_vocabulary_to) * config.pad_vocabulary_to,
+        "context": places,
+        "layers": config.layers,
+        "width": config.width,
+        "heads": config.heads,
+        "hidden": config.hidden,
+        "attention": config.attention,
+        "compute_dtype": None if precision == "fp32" else DTYPES[precision],
+        "generator": Generator().manual_seed(seed),
+    }
+    return _BUILDERS[config.kind](config, shape)
+
+
+def _ngpt(config: ModelConfig, shape: Mapping[str, Any]) -> NGPT:
     return NGPT(
-        vocabulary=vocabulary,
-        context=context,
-        layers=config.layers,
-        width=config.width,
-        heads=config.heads,
-        hidden=config.hidden,
         alpha=config.alpha,
         logit_scale=config.logit_scale,
         rope_base=config.rope_base,
-        generator=generator,
+        **shape,
     )
+
+
+def _gpt2(_config: ModelConfig, shape: Mapping[str, Any]) -> GPT2:
+    return GPT2(**shape)
+
+
+_BUILDERS: Mapping[str, Callable[[ModelConfig, Mapping[str, Any]], NGPT | GPT2]] = {
+    "ngpt": _ngpt,
+    "gpt2": _gpt2,
+}

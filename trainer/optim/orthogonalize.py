@@ -39,17 +39,17 @@ _EPSILON = 1e-7
 
 def newton_schulz(matrices: Tensor, steps: int = 5) -> Tensor:
     """Approximate orthogonalisation of (..., M, N) by Muon's quintic; p(s) in about [0.7, 1.2]."""
-    return _iterate(matrices, [NEWTON_SCHULZ] * steps, safety=1.0)
+    return iterate(matrices, [NEWTON_SCHULZ] * steps)
 
 
 def polar_express(matrices: Tensor) -> Tensor:
     """Approximate orthogonalisation of (..., M, N) in five steps; p(s) in [0.859, 1.141]."""
-    return _iterate(matrices, POLAR_EXPRESS, safety=POLAR_EXPRESS_SAFETY)
+    return iterate(matrices, POLAR_EXPRESS, safety=POLAR_EXPRESS_SAFETY)
 
 
 def exact(matrices: Tensor, steps: int = 40) -> Tensor:
     """Orthogonalisation of (..., M, N) to the precision of the dtype, for tests and benchmarks."""
-    return _iterate(matrices, [EXACT] * steps, safety=1.0)
+    return iterate(matrices, [EXACT] * steps)
 
 
 ORTHOGONALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -58,16 +58,27 @@ ORTHOGONALIZERS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _iterate(matrices: Tensor, table: Sequence[Coefficients], *, safety: float) -> Tensor:
-    # The Gram matrix is formed on the short side, so the work is cubic in min(M, N) only.
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    stack = matrices if wide else matrices.mT
-    x = stack.reshape(-1, *stack.shape[-2:])  # (S, m, n), m <= n
-    norm = torch.linalg.matrix_norm(x, keepdim=True)
-    x = x / (norm * safety + _EPSILON)
+def iterate(matrices: Tensor, table: Sequence[Coefficients], *, safety: float = 1.0) -> Tensor:
+    """Apply the quintics of `table` in turn to the singular values of (..., M, N).
+
+    The input is first divided by `safety` times its Frobenius norm, so that they lie in (0, 1].
+    """
+    # The Gram matrix is formed on the short side, so the work is cubic in min(M, N) only. The long
+    # side lies in front: X^T X of a tall X is what matrix libraries do best.
+    tall = matrices.shape[-2] >= matrices.shape[-1]
+    stack = matrices if tall else matrices.mT
+    x = stack.reshape(-1, *stack.shape[-2:])  # (S, m, n), m >= n
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=_at_least_single(x.dtype))
+    x = x / (norm * safety + _EPSILON).to(x.dtype)
     for a, b, c in table:
-        gram = x @ x.mT  # (S, m, m)
+        gram = torch.bmm(x.mT, x)  # (S, n, n)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+        # a X is part of the product: cheaper than a second pass over X.
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        x = torch.bmm(x, polynomial)
     x = x.view(stack.shape)
-    return x if wide else x.mT
+    return x if tall else x.mT
+
+
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from trainer.roles import RoledParameter
 
@@ -19,19 +20,29 @@ class SphereProjection:
     usual rates; what laziness saves is the time of the projection.
     """
 
-    def __init__(self, parameters: Sequence[RoledParameter], every: int) -> None:
-        self._constrained = [p for p in parameters if p.unit_axis is not None]
+    def __init__(
+        self, parameters: Sequence[RoledParameter], every: int, *, compiled: bool = False
+    ) -> None:
+        self._tensors = [p.tensor for p in parameters if p.unit_axis is not None]
+        self._axes = [p.unit_axis for p in parameters if p.unit_axis is not None]
         self._every = every
+        self._normalize = (
+            torch.compile(normalize, fullgraph=True, dynamic=False) if compiled else normalize
+        )
 
     def after_step(self, step: int) -> None:
         """Project if `step` (counted from 1) is due."""
-        if step % self._every == 0:
+        if self._tensors and step % self._every == 0:
             self.project()
 
     @torch.no_grad()
     def project(self) -> None:
         """Scale every constrained vector to length 1, in place; a zero vector stays zero."""
-        for parameter in self._constrained:
-            tensor = parameter.tensor
-            length = torch.linalg.vector_norm(tensor, dim=parameter.unit_axis, keepdim=True)
-            tensor.div_(length.clamp_min(1e-12))
+        self._normalize(self._tensors, self._axes)
+
+
+def normalize(tensors: Sequence[Tensor], axes: Sequence[int]) -> None:
+    """Scale the vectors of each tensor along its axis to length 1, in place; zeros stay zero."""
+    for tensor, axis in zip(tensors, axes, strict=True):
+        length = torch.linalg.vector_norm(tensor, dim=axis, keepdim=True)
+        tensor.div_(length.clamp_min(1e-12))
