@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -373,6 +374,14 @@ def _contradictions(config: Config) -> Iterator[Problem]:
             f"values above run.target = {run.target:g}",
         )
     yield from _schedule_contradictions(config.schedule)
+    smoothed_tokens = math.ceil(config.stop.smoothing_steps * data.batch_size * data.context)
+    if config.stop.watch == "smoothed" and 0 < config.stop.patience_tokens < smoothed_tokens:
+        yield Problem(
+            "stop.patience_tokens",
+            config.stop.patience_tokens,
+            f"0, or at least {smoothed_tokens} (stop.smoothing_steps = "
+            f"{config.stop.smoothing_steps:g} steps): a shorter patience ends on noise",
+        )
 
 
 _READ_FROM_FILES: Mapping[str, tuple[str, ...]] = {

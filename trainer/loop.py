@@ -208,7 +208,8 @@ class TrainingLoop:
             self._report(float(loss))
         if progress.step % CHECK_EVERY_STEPS == 0:
             self._refuse_divergence("training", float(loss))
-            if self.patience.tokens and not self.patience_on_validation:
+            watched = self.patience.tokens and not self.patience_on_validation
+            if watched and self.smoothing.settled:
                 self._lose_patience(float(self.smoothing.value))
 
     def _lose_patience(self, loss: float) -> None:

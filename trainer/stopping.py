@@ -70,12 +70,18 @@ def has_diverged(loss: float, *, vocabulary: int, explosion: float) -> bool:
 class Smoothing:
     """A running mean at first, then an exponential one with a time constant of `steps` values.
 
-    `steps` 0 smooths nothing. Values may be numbers or 0-D tensors, which are not waited for.
+    `steps` 0 smooths nothing. Values may be numbers or 0-D tensors, which are not waited for. The
+    value counts once it is `settled`: the mean of the first few losses has lucky ones too.
     """
 
     steps: float
     value: Any = None
     seen: int = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has seen as many losses as its time constant."""
+        return self.seen >= self.steps
 
     def add(self, loss: Any) -> None:
         """Take in the next loss."""

@@ -7,7 +7,8 @@ import torch
 
 from trainer.config import Config, Model, Optim
 from trainer.models import build_model
-from trainer.models.ngpt import LearnedScale, Rotary, unit
+from trainer.models.ngpt import LearnedScale, Rotary
+from trainer.models.spherical import rotate, unit, unit_heads
 from trainer.optim.build import build_optimizer
 from trainer.roles import Role
 
@@ -33,30 +34,49 @@ def test_every_parameter_has_one_role_and_matrices_know_their_axis():
     assert [p.name for p in parameters] == [name for name, _ in net.named_parameters()]
     matrices = {p.name.removeprefix("blocks.0."): p for p in parameters if "blocks.0" in p.name}
     axes = {n: p.unit_axis for n, p in matrices.items() if p.role is Role.MATRIX}
-    assert axes == {
-        "attention.query": 1,
-        "attention.key": 1,
-        "attention.value": 1,
-        "attention.out": 0,
-        "mlp.up": 1,
-        "mlp.gate": 1,
-        "mlp.out": 0,
+    assert axes == {"attention.qkv": -1, "attention.out": -2, "mlp.uv": -1, "mlp.out": -2}
+    ends = {p.name: (p.role, p.unit_axis) for p in parameters if p.name in ("embedding", "head")}
+    assert ends == {"embedding": (Role.EMBEDDING, -1), "head": (Role.HEAD, -1)}
+    scalars = {
+        p.name.removeprefix("blocks.0.").removeprefix("blocks.1."): p
+        for p in parameters
+        if p.role is Role.SCALAR
     }
-    scalars = [p for p in parameters if p.role is Role.SCALAR]
-    assert all(p.unit_axis is None and p.tensor.ndim == 1 for p in scalars)
+    assert all(p.unit_axis is None for p in scalars.values())
+    assert sorted(scalars) == [
+        "after_attention.alpha.stored",
+        "after_attention.gate",
+        "after_mlp.alpha.stored",
+        "after_mlp.gate",
+        "attention.scale_qk.stored",
+        "mlp.scale_uv.stored",
+        "scale_logits.stored",
+    ]
 
 
-@pytest.mark.parametrize(
-    ("config", "count"),
-    [(Model(), 383_590), (Model(layers=2, width=64, heads=4, hidden=96), 103_428)],
-)
-def test_parameter_counts(config, count):
+@pytest.mark.parametrize("every", [1, 3])
+def test_constrained_vectors_have_length_one_after_a_projection(every):
+    net = build_model(Model(layers=2), vocabulary=VOCABULARY, context=CONTEXT, seed=0)
+    optimizer = build_optimizer(net.roled_parameters(), Optim(), project_every=every)
+    for number in range(1, 4):
+        net(tokens(), tokens(seed=1)).backward()
+        optimizer.step(number)
+        optimizer.clear_gradients()
+    for parameter in net.roled_parameters():
+        if parameter.unit_axis is not None:
+            lengths = torch.linalg.vector_norm(parameter.tensor, dim=parameter.unit_axis)
+            torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-6)
+            assert parameter.tensor.shape[parameter.unit_axis] == 96  # along the embedding
+
+
+@pytest.mark.parametrize("config", [Model(), Model(layers=2, width=64, heads=4, hidden=96)])
+def test_parameter_count_by_hand(config):
     net = build_model(config, vocabulary=VOCABULARY, context=CONTEXT, seed=0)
     d, f = config.width, config.hidden
     matrices = 4 * d * d + 3 * d * f
     scales = (d + 2 * f) + 2 * (d + 1)  # s_qk, s_u, s_v; gate and alpha of two residuals
     by_hand = config.layers * (matrices + scales) + 2 * VOCABULARY * d + VOCABULARY
-    assert sum(p.tensor.numel() for p in net.roled_parameters()) == by_hand == count
+    assert sum(p.tensor.numel() for p in net.roled_parameters()) == by_hand
 
 
 def test_states_stay_on_the_sphere():
@@ -77,10 +97,10 @@ def test_attention_logits_have_unit_variance_at_the_start():
     net = model(width=256, heads=4)
     attention = net.blocks[0].attention
     x = unit(torch.randn(8, CONTEXT, 256, generator=torch.Generator().manual_seed(1)))
-    heads = (8, CONTEXT, 4, 64)
-    q = unit(attention.rotary((x @ attention.query.T).view(heads))).transpose(1, 2)
-    k = unit(attention.rotary((x @ attention.key.T).view(heads))).transpose(1, 2)
-    logits = math.sqrt(64) * q @ k.transpose(-1, -2)
+    qkv = (x @ attention.qkv.flatten(0, 1).T).view(8, CONTEXT, 3, 4, 64)
+    scale = attention.scale_qk().square().view(4, 64)
+    q, k, _ = unit_heads(qkv, scale, attention.rotary.cosine, attention.rotary.sine)
+    logits = math.sqrt(64) * q.transpose(1, 2) @ k.permute(0, 2, 3, 1)
     assert logits.std().item() == pytest.approx(1.0, rel=0.1)
 
 
@@ -98,10 +118,10 @@ def test_a_branch_moves_the_state_by_the_gated_rate(alpha):
 
 
 def test_rotary_keeps_lengths_and_depends_on_distance_alone():
-    rotary = Rotary(CONTEXT, 16, 10_000.0)
+    rotary = Rotary(CONTEXT, 1, 16, 10_000.0)
     q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(3))
-    queries = rotary(q.expand(1, CONTEXT, 1, 16))[0, :, 0]
-    keys = rotary(k.expand(1, CONTEXT, 1, 16))[0, :, 0]
+    both = torch.stack((q, k))[:, None].expand(1, CONTEXT, 2, 1, 16)
+    queries, keys = rotate(both, rotary.cosine, rotary.sine)[0, :, :, 0].unbind(1)
     torch.testing.assert_close(queries.norm(dim=-1), q.norm().expand(CONTEXT))
     scores = queries @ keys.T
     for distance in (1, 5, 11):
@@ -110,24 +130,11 @@ def test_rotary_keeps_lengths_and_depends_on_distance_alone():
     assert (scores.diagonal(-1)[0] - scores.diagonal(-5)[0]).abs() > 1e-3
 
 
-def test_rotary_treats_stacked_queries_and_keys_like_single_ones():
-    rotary = Rotary(CONTEXT, 16, 10_000.0)
-    x = torch.randn(2, CONTEXT, 2, 3, 16, generator=torch.Generator().manual_seed(4))
-    together = rotary(x)
-    for n in range(2):
-        torch.testing.assert_close(together[:, :, n], rotary(x[:, :, n]))
-
-
-def test_unit_has_the_right_derivative_and_keeps_zero():
-    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    x.requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: unit(v).double(), (x,), eps=1e-6, atol=1e-5)
-    assert torch.equal(unit(torch.zeros(2, 4)), torch.zeros(2, 4))
-
-
 def test_learned_scale_starts_where_it_should():
     scale = LearnedScale(4, start=10.0, stored=0.1)
     torch.testing.assert_close(scale(), torch.full((4,), 10.0))
+    rows = LearnedScale(2, 3, start=(1.0, 8.0), stored=0.5)
+    torch.testing.assert_close(rows(), torch.tensor([[1.0] * 3, [8.0] * 3]))
 
 
 def test_gradients_agree_with_finite_differences():
@@ -156,9 +163,10 @@ def test_gradients_agree_with_finite_differences():
 
 def test_weights_depend_on_the_seed_alone():
     one, same, other = model(1), model(1), model(2)
-    for a, b, c in zip(one.parameters(), same.parameters(), other.parameters(), strict=True):
-        assert torch.equal(a, b)
-        assert a.ndim == 1 or not torch.equal(a, c)
+    nets = (net.roled_parameters() for net in (one, same, other))
+    for a, b, c in zip(*nets, strict=True):
+        assert torch.equal(a.tensor, b.tensor)
+        assert torch.equal(a.tensor, c.tensor) is (a.role is Role.SCALAR)
 
 
 def test_an_untrained_loss_is_near_that_of_guessing():

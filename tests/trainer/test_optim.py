@@ -5,12 +5,15 @@ import math
 import pytest
 import torch
 
-from trainer.config import Adam, Optim
+from trainer.config import SGD as SGDConfig
+from trainer.config import Adam, Optim, examine
 from trainer.config import Muon as MuonConfig
+from trainer.errors import ConfigError
 from trainer.optim.adamw import AdamW, Group
 from trainer.optim.build import build_optimizer
-from trainer.optim.muon import Decay, Muon, apply_update, reduce_variance
+from trainer.optim.muon import Decay, MomentumWarmUp, Muon, decay_weights, reduce_variance
 from trainer.optim.orthogonalize import exact, newton_schulz, polar_express
+from trainer.optim.sgd import SGD
 from trainer.optim.sphere import SphereProjection
 from trainer.roles import Role, RoledParameter
 
@@ -26,118 +29,207 @@ def weights(*shapes):
     return made
 
 
+def named(tensors, role=Role.MATRIX):
+    return [RoledParameter(f"p{n}", tensor, role, None) for n, tensor in enumerate(tensors)]
+
+
+def renew_gradients(number, *lists):
+    for tensors in zip(*lists, strict=True):
+        for tensor in tensors:
+            shape = tensor.shape
+            tensor.grad = torch.randn(shape, generator=generator(200 + shape[-1] + number))
+
+
 SHAPES = [(8, 8), (8, 8), (16, 8), (8, 16)]
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_muon_agrees_with_torch(decay):
+@pytest.mark.parametrize(
+    ("scaling", "theirs_is", "bound"),
+    [("spectral", "original", 3e-4), ("match_rms", "match_rms_adamw", 3e-4)],
+)
+def test_muon_agrees_with_torch(decay, scaling, theirs_is, bound):
     ours, theirs = weights(*SHAPES), weights(*SHAPES)
     rule = Muon(
-        ours,
+        named(ours),
         lr=0.02,
         momentum=0.9,
         orthogonalize=newton_schulz,
         decay=Decay(decay),
+        scaling=scaling,
         iteration_dtype=torch.bfloat16,  # torch's Muon iterates in bfloat16 whatever it is given
     )
     oracle = torch.optim.Muon(
-        theirs, lr=0.02, momentum=0.9, weight_decay=decay, adjust_lr_fn="original"
+        theirs, lr=0.02, momentum=0.9, weight_decay=decay, adjust_lr_fn=theirs_is
     )
     for number in range(3):
-        rule.step()
+        rule.step(number + 1)
         oracle.step()
         for mine, other in zip(ours, theirs, strict=True):
             # An update has entries of about lr / sqrt(8) = 7e-3; bfloat16 keeps 8 bits of them.
-            torch.testing.assert_close(mine, other, rtol=0, atol=3e-4 * (number + 1))
-        for n, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-            mine.grad = other.grad = torch.randn(mine.shape, generator=generator(200 + n + number))
+            torch.testing.assert_close(mine, other, rtol=0, atol=bound * (number + 1))
+        renew_gradients(number, ours, theirs)
 
 
 def test_muon_in_double_precision_is_its_definition():
     matrix = torch.randn(12, 6, generator=generator(), dtype=torch.float64)
     before = matrix.clone()
-    rule = Muon([matrix], lr=0.1, momentum=0.95, orthogonalize=exact, iteration_dtype=torch.float64)
+    rule = Muon(
+        named([matrix]),
+        lr=0.1,
+        momentum=0.95,
+        orthogonalize=exact,
+        iteration_dtype=torch.float64,
+    )
     momentum = torch.zeros_like(matrix)
     for number in range(3):
         gradient = torch.randn(12, 6, generator=generator(number), dtype=torch.float64)
         matrix.grad = gradient
-        rule.step()
+        rule.step(number + 1, lr_scale=0.5)
         momentum = 0.95 * momentum + 0.05 * gradient
         nesterov = 0.05 * gradient + 0.95 * momentum
         u, _, vh = torch.linalg.svd(nesterov, full_matrices=False)
-        before = before - 0.1 * math.sqrt(2) * (u @ vh)
+        before = before - 0.5 * 0.1 * math.sqrt(2) * (u @ vh)
         torch.testing.assert_close(matrix, before, rtol=0, atol=1e-9)
+
+
+def everything(parameters, **settings):
+    return Muon(
+        parameters,
+        lr=0.02,
+        momentum=0.9,
+        orthogonalize=polar_express,
+        variance_beta=0.95,
+        decay=Decay(0.1, cautious=True),
+        **settings,
+    )
 
 
 def test_the_bank_is_the_same_as_one_matrix_at_a_time():
     together, alone = weights(*SHAPES), weights(*SHAPES)
-
-    def rule(matrices):
-        return Muon(
-            matrices,
-            lr=0.02,
-            momentum=0.9,
-            orthogonalize=polar_express,
-            variance_beta=0.95,
-            decay=Decay(0.1, cautious=True),
-        )
-
-    bank, singles = rule(together), [rule([matrix]) for matrix in alone]
+    bank = everything(named(together))
+    singles = [everything([parameter]) for parameter in named(alone)]
     assert len(bank.banks) == 2  # squares; both rectangles, whichever way they lie
-    for _ in range(3):
-        bank.step()
+    for number in range(1, 4):
+        bank.step(number)
         for single in singles:
-            single.step()
+            single.step(number)
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 8), (2, 8, 16)])
+def test_a_stacked_parameter_is_the_same_as_its_matrices(shape):
+    (stacked,) = weights(shape)
+    alone = [part.clone() for part in stacked]
+    for part, gradient in zip(alone, stacked.grad, strict=True):
+        part.grad = gradient.clone()
+    one, other = everything(named([stacked])), everything(named(alone))
+    for number in range(1, 4):
+        one.step(number)
+        other.step(number)
+    torch.testing.assert_close(stacked, torch.stack(alone), rtol=1e-6, atol=1e-7)
+
+
+def test_a_transposed_matrix_moves_like_the_matrix_but_for_the_gain():
+    (tall,) = weights((16, 8))
+    wide = tall.T.clone()
+    wide.grad = tall.grad.T.clone()
+    start = tall.clone()
+    for matrix in (tall, wide):
+        Muon(named([matrix]), lr=0.1, momentum=0.9, orthogonalize=polar_express).step(1)
+    torch.testing.assert_close((tall - start) / math.sqrt(2), (wide - start.T).T)
 
 
 def test_a_zero_gradient_changes_nothing_and_stays_finite():
     (matrix,) = weights((8, 16))
     before = matrix.clone()
     matrix.grad = torch.zeros_like(matrix)
-    Muon([matrix], lr=0.1, momentum=0.9, orthogonalize=polar_express, variance_beta=0.9).step()
+    rule = Muon(
+        named([matrix]), lr=0.1, momentum=0.9, orthogonalize=polar_express, variance_beta=0.9
+    )
+    rule.step(1)
     assert torch.equal(matrix, before)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((3, 8, 16), -2), ((3, 8, 8), -1)])
-def test_variance_reduction_keeps_the_norm_and_evens_out_neurons(shape, axis):
+def test_momentum_warms_up_linearly_and_then_stays():
+    warm_up = MomentumWarmUp(start=0.85, steps=4)
+    found = [warm_up.at(number, 0.95) for number in range(1, 8)]
+    assert found == pytest.approx([0.85, 0.875, 0.9, 0.925, 0.95, 0.95, 0.95])
+    assert MomentumWarmUp().at(1, 0.9) == 0.9
+
+
+def test_momentum_of_a_step_depends_on_its_number_alone():
+    """So that a resumed run warms up where it was."""
+    moments = []
+    for numbers in ([3], [1, 2, 3]):
+        (matrix,) = weights((8, 8))
+        rule = Muon(
+            named([matrix]),
+            lr=0.0,
+            momentum=0.95,
+            orthogonalize=exact,
+            warm_up=MomentumWarmUp(0.5, 4),
+        )
+        for number in numbers:
+            rule.step(number)
+        moments.append(rule.state()["p0"]["momentum"] / matrix.grad)
+    # After steps 1 to n the buffer holds 1 - prod(momentum) of a constant gradient.
+    assert moments[0].mean().item() == pytest.approx(1 - 0.725)
+    assert moments[1].mean().item() == pytest.approx(1 - 0.5 * 0.6125 * 0.725)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 8), (3, 8, 8)])
+def test_variance_reduction_keeps_the_norm_and_evens_out_neurons(shape):
     update = torch.randn(shape, generator=generator(), dtype=torch.float64)
     update[:, 0] *= 5
     update[:, :, 0] *= 5
-    kept = [1 if n == axis % 3 else size for n, size in enumerate(shape)]
-    moment = torch.zeros(kept, dtype=torch.float64)
-    reduced = reduce_variance(update, moment, 0.95, axis)
+    moment = torch.zeros(*shape[:2], 1, dtype=torch.float64)
+    reduced = reduce_variance(update, moment, 0.95)
     norm = torch.linalg.matrix_norm
-    torch.testing.assert_close(norm(reduced), norm(update), rtol=1e-3, atol=0)
-    spread = update.square().mean(axis).std(-1) / update.square().mean(axis).mean(-1)
-    after = reduced.square().mean(axis).std(-1) / reduced.square().mean(axis).mean(-1)
-    assert (after < 0.01 * spread).all()  # from zero moments, every neuron gets the same size
-    torch.testing.assert_close(moment, 0.05 * update.square().mean(axis, keepdim=True))
+    torch.testing.assert_close(norm(reduced), norm(update), rtol=1e-9, atol=0)
+    rows = reduced.square().mean(-1)
+    # From zero moments, every neuron gets the same size.
+    torch.testing.assert_close(rows, rows.mean(-1, keepdim=True).expand_as(rows))
+    torch.testing.assert_close(moment, 0.05 * update.square().mean(-1, keepdim=True))
+
+
+def test_variance_reduction_is_its_definition_over_several_steps():
+    moment, by_hand = torch.zeros(1, 16, 1), torch.zeros(16)
+    for number in range(4):
+        update = torch.randn(1, 16, 8, generator=generator(number))
+        reduced = reduce_variance(update, moment, 0.9)[0]
+        by_hand = 0.9 * by_hand + 0.1 * update[0].square().mean(-1)
+        expected = update[0] / by_hand.sqrt()[:, None]
+        expected *= update[0].norm() / expected.norm()
+        torch.testing.assert_close(reduced, expected, rtol=1e-5, atol=1e-6)
+
+
+RATE = torch.tensor(0.1)
 
 
 def test_cautious_decay_acts_only_where_update_and_weight_agree():
     matrix = torch.tensor([[1.0, -1.0], [2.0, -2.0]])
-    update = torch.tensor([[1.0, 1.0], [-1.0, -1.0]])
-    apply_update(matrix, update, lr=0.1, gain=1.0, decay=Decay(0.5, cautious=True))
-    # W - lr * (u + 0.5 * W where u * W >= 0)
-    expected = torch.tensor([[1 - 0.1 * 1.5, -1 - 0.1], [2 + 0.1, -2 - 0.1 * (-1 - 1.0)]])
+    update = torch.tensor([[0.1, 0.1], [-0.1, -0.1]])
+    decay_weights([matrix], [update], rate=RATE, decay=Decay(0.5, cautious=True))
+    expected = torch.tensor([[0.95 * 1.0, -1.0], [2.0, 0.95 * -2.0]])
     torch.testing.assert_close(matrix, expected)
 
 
 @pytest.mark.parametrize("cautious", [True, False])
 def test_a_decay_of_zero_is_bit_for_bit_no_decay(cautious):
-    one, other = weights((8, 16)) + weights((8, 16))
-    update = torch.randn(8, 16, generator=generator(5))
-    apply_update(one, update, lr=0.1, gain=1.3, decay=Decay(0.0, cautious=cautious))
-    apply_update(other, update, lr=0.1, gain=1.3, decay=Decay())
-    assert torch.equal(one, other)
+    one, other = weights((8, 16)), weights((8, 16))
+    for matrices, decay in ((one, Decay(0.0, cautious=cautious)), (other, None)):
+        rule = Muon(named(matrices), lr=0.1, momentum=0.9, orthogonalize=polar_express, decay=decay)
+        for number in range(1, 4):
+            rule.step(number)
+    assert torch.equal(one[0], other[0])
 
 
 def test_adamw_agrees_with_torch():
     ours, theirs = weights((8, 8), (5,), (3, 4)), weights((8, 8), (5,), (3, 4))
-    settings = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-8}
-    rule = AdamW([Group(ours[:2], 0.01, 0.1), Group(ours[2:], 0.003)], **settings)
+    groups = [Group(named(ours[:2]), 0.01, 0.1), Group(named(ours[2:]), 0.003)]
+    rule = AdamW(groups, beta1=0.8, beta2=0.95, eps=1e-8)
     oracle = torch.optim.AdamW(
         [
             {"params": theirs[:2], "lr": 0.01, "weight_decay": 0.1},
@@ -147,19 +239,42 @@ def test_adamw_agrees_with_torch():
         eps=1e-8,
     )
     for number in range(5):
-        rule.step()
+        scale = 1 - number / 10
+        for group, lr in zip(oracle.param_groups, (0.01, 0.003), strict=True):
+            group["lr"] = lr * scale
+        rule.step(number + 1, scale)
         oracle.step()
-        for n, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        for mine, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
-            mine.grad = other.grad = torch.randn(mine.shape, generator=generator(200 + n + number))
+        renew_gradients(number, ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "nesterov", "decay"),
+    [(0.0, False, 0.0), (0.0, False, 0.1), (0.9, False, 0.1), (0.9, True, 0.0), (0.9, True, 0.1)],
+)
+def test_sgd_agrees_with_torch_and_leaves_gradients_alone(momentum, nesterov, decay):
+    ours, theirs = weights((8, 8), (5,)), weights((8, 8), (5,))
+    rule = SGD([Group(named(ours), 0.1, decay)], momentum=momentum, nesterov=nesterov)
+    oracle = torch.optim.SGD(
+        theirs, lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=decay
+    )
+    for number in range(4):
+        before = [tensor.grad.clone() for tensor in ours]
+        rule.step(number + 1)
+        oracle.step()
+        for mine, other, gradient in zip(ours, theirs, before, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-7)
+            assert torch.equal(mine.grad, gradient)
+        renew_gradients(number, ours, theirs)
 
 
 def roled():
     return [
-        RoledParameter("embedding", torch.randn(10, 4, generator=generator(1)), Role.EMBEDDING, 1),
-        RoledParameter("reads", torch.randn(6, 4, generator=generator(2)), Role.MATRIX, 1),
-        RoledParameter("writes", torch.randn(4, 6, generator=generator(3)), Role.MATRIX, 0),
-        RoledParameter("head", torch.randn(10, 4, generator=generator(4)), Role.HEAD, 1),
+        RoledParameter("embedding", torch.randn(10, 4, generator=generator(1)), Role.EMBEDDING, -1),
+        RoledParameter("reads", torch.randn(2, 6, 4, generator=generator(2)), Role.MATRIX, -1),
+        RoledParameter("writes", torch.randn(4, 6, generator=generator(3)), Role.MATRIX, -2),
+        RoledParameter("head", torch.randn(10, 4, generator=generator(4)), Role.HEAD, -1),
         RoledParameter("scale", torch.randn(4, generator=generator(5)), Role.SCALAR, None),
     ]
 
@@ -212,3 +327,116 @@ def test_adam_rates_are_separate_by_role():
     # Adam's first step has the size of the learning rate.
     expected = {"embedding": 0.1, "head": 0.01, "scale": 0.001, "reads": 0.5, "writes": 0.5}
     assert sizes == pytest.approx(expected, rel=1e-3)
+
+
+def test_sgd_has_one_rate_for_all():
+    sizes = moved(Optim(kind="sgd", sgd=SGDConfig(lr=0.25)))
+    assert sizes == pytest.approx(dict.fromkeys(sizes, 0.25), rel=1e-3)
+
+
+def test_the_scale_multiplies_every_rate_and_is_reported():
+    full, half = roled(), roled()
+    rates = {}
+    for parameters, scale in ((full, 1.0), (half, 0.5)):
+        optimizer = build_optimizer(parameters, Optim(), project_every=100)
+        assert optimizer.learning_rates == dict.fromkeys(optimizer.learning_rates, 0.01)
+        before = [p.tensor.clone() for p in parameters]
+        for parameter in parameters:
+            parameter.tensor.grad = torch.ones_like(parameter.tensor)
+        optimizer.step(1, scale)
+        assert optimizer.learning_rates == dict.fromkeys(optimizer.learning_rates, 0.01 * scale)
+        rates[scale] = [p.tensor - b for p, b in zip(parameters, before, strict=True)]
+    for one, other in zip(rates[1.0], rates[0.5], strict=True):
+        torch.testing.assert_close(0.5 * one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_shrinks_only_what_is_too_long_and_says_the_length_before():
+    parameters = roled()
+    optimizer = build_optimizer(parameters, Optim(), project_every=100)
+    for parameter in parameters:
+        parameter.tensor.grad = torch.ones_like(parameter.tensor)
+    length = math.sqrt(sum(parameter.tensor.numel() for parameter in parameters))
+    assert float(optimizer.clip_gradients(2 * length)) == pytest.approx(length)
+    assert optimizer.gradient_norm() == pytest.approx(length)
+    assert float(optimizer.clip_gradients(1.5)) == pytest.approx(length)
+    assert optimizer.gradient_norm() == pytest.approx(1.5, rel=1e-5)
+
+
+KINDS = [
+    Optim(),
+    Optim(muon=MuonConfig(variance_reduction=True, momentum_warmup_steps=5)),
+    Optim(kind="adamw"),
+    Optim(kind="sgd", sgd=SGDConfig(momentum=0.9)),
+    Optim(kind="sgd"),
+]
+
+
+def steps(optimizer, parameters, numbers):
+    for number in numbers:
+        for n, parameter in enumerate(parameters):
+            shape = parameter.tensor.shape
+            parameter.tensor.grad = torch.randn(shape, generator=generator(100 * number + n))
+        optimizer.step(number)
+
+
+@pytest.mark.parametrize("config", KINDS)
+def test_a_restored_optimizer_goes_on_bit_for_bit(config, tmp_path):
+    through = roled()
+    optimizer = build_optimizer(through, config, project_every=3)
+    steps(optimizer, through, range(1, 5))
+    file = tmp_path / "state.pt"
+    torch.save([optimizer.state_dict(), [p.tensor for p in through]], file)
+    steps(optimizer, through, range(5, 9))
+
+    resumed = roled()
+    state, tensors = torch.load(file, weights_only=True)
+    fresh = build_optimizer(resumed, config, project_every=3)
+    for parameter, tensor in zip(resumed, tensors, strict=True):
+        parameter.tensor.copy_(tensor)
+    fresh.load_state_dict(state)
+    steps(fresh, resumed, range(5, 9))
+    for one, other in zip(optimizer.state(), fresh.state(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("written", "read", "message"),
+    [
+        (Optim(), KINDS[1], 'lacks "second_moment" of reads'),
+        (KINDS[1], Optim(), 'has, and this run lacks, "second_moment" of reads'),
+        (Optim(), Optim(kind="adamw"), "reads"),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused_and_nothing_changes(written, read, message):
+    state = build_optimizer(roled(), written, project_every=3).state_dict()
+    parameters = roled()
+    optimizer = build_optimizer(parameters, read, project_every=3)
+    steps(optimizer, parameters, [1])
+    before = [tensor.clone() for tensor in optimizer.state()]
+    with pytest.raises(ConfigError, match=message):
+        optimizer.load_state_dict(state)
+    assert all(map(torch.equal, before, optimizer.state()))
+
+
+def test_the_state_of_another_shape_is_refused():
+    optimizer = build_optimizer(roled(), Optim(), project_every=3)
+    state = {name: dict(slots) for name, slots in optimizer.state_dict().items()}
+    state["scale"]["first_moment"] = torch.zeros(5)
+    with pytest.raises(ConfigError, match=r'"first_moment" of scale .* \(5,\); expected \(4,\)'):
+        optimizer.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("optim", "key"),
+    [
+        ({"muon": {"momentum_warmup_steps": 9, "momentum": 0.8}}, "optim.muon.momentum_start"),
+        ({"muon": {"scaling": "none"}}, "optim.muon.scaling"),
+        ({"sgd": {"nesterov": True}}, "optim.sgd.nesterov"),
+        ({"kind": "lamb"}, "optim.kind"),
+        ({"muon": {"cautious_weight_decay": True, "cautious_lambda": 0}},
+         "optim.muon.cautious_weight_decay"),
+    ],
+)  # fmt: skip
+def test_contradictory_settings_are_refused_by_key(optim, key):
+    _, problems = examine({"optim": optim})
+    assert [problem.key for problem in problems] == [key]

@@ -25,7 +25,7 @@ TINY = {
     "eval": {"probe_tokens": 256, "confirmation_tokens": 512, "every_tokens": 256},
     "optim": {"muon": {"variance_reduction": True}},
     "schedule": {"kind": "cosine", "warmup_steps": 3, "floor": 0.1},
-    "run": {"device": "cpu", "max_steps": 24, "clip_norm": 1.0},
+    "run": {"device": "cpu", "threads": 1, "max_steps": 24, "clip_norm": 1.0},
 }
 
 

@@ -1,5 +1,6 @@
 """Shows whole runs: how they end, what they report, that seeds decide them, that signals stop them."""
 
+import gc
 import itertools
 import json
 import math
@@ -24,7 +25,7 @@ TINY = {
     "model": {"layers": 1, "width": 32, "heads": 2, "hidden": 32},
     "data": {"max_bytes": 100_000, "batch_size": 4, "context": 16},
     "eval": {"probe_tokens": 256, "confirmation_tokens": 512, "every_tokens": 256},
-    "run": {"device": "cpu", "max_steps": 20},
+    "run": {"device": "cpu", "threads": 1, "max_steps": 20},
 }
 
 
@@ -210,6 +211,96 @@ def test_every_option_changes_the_run_and_still_learns(key):
     usual, other = (losses(run(raw)[1]) for raw in (changed(), changed(**key)))
     assert other[-1][1] != usual[-1][1]
     assert other[-1][1] < other[0][1] - 0.5
+
+
+def test_accumulated_passes_learn_what_one_pass_learns():
+    """The same losses to rounding, for every micro-batch, and with gradients clipped."""
+    for clip in (0.0, 0.3):
+        keys = {"run__clip_norm": clip, "data__batch_size": 8, "run__max_steps": 12}
+        whole = losses(run(changed(**keys))[1])
+        for size in (1, 4, 8):
+            parts = losses(run(changed(data__micro_batch=size, **keys))[1])
+            assert [t for t, _ in parts] == [t for t, _ in whole]
+            assert [x for _, x in parts] == pytest.approx([x for _, x in whole], abs=2e-4)
+        assert parts == whole  # a pass of 8 is the whole step: bit for bit
+
+
+def test_clipping_changes_a_run_only_where_gradients_are_longer():
+    keys = {"optim__kind": "sgd", "optim__sgd__lr": 0.05}
+    usual = losses(run(changed(**keys))[1])
+    assert losses(run(changed(run__clip_norm=1e6, **keys))[1]) == usual
+    clipped = losses(run(changed(run__clip_norm=0.01, **keys))[1])
+    assert clipped[-1][1] > usual[-1][1]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precisions_learn_about_the_same(precision):
+    usual, other = (losses(run(changed(run__precision=p))[1]) for p in ("fp32", precision))
+    assert other != usual
+    assert other[-1][1] == pytest.approx(usual[-1][1], abs=0.05)
+
+
+def test_a_schedule_is_what_the_steps_report():
+    raw = changed(schedule={"kind": "linear", "warmup_steps": 2}, run__max_steps=8)
+    _, events = run(raw)
+    assert events[0]["schedule"]["kind"] == "linear"
+    rates = {e["step"]: e["lr"] for e in events if e["event"] == "step"}
+    assert rates[1]["matrix"] == pytest.approx(0.01 * 0.5)
+    assert rates[1]["head"] == pytest.approx(0.01 * 0.5)
+    assert losses(events) != losses(run(changed(run__max_steps=8))[1])
+
+
+def test_windows_that_overlap_are_warned_of():
+    _, events = run(changed(data__stride=4, run__max_steps=1))
+    audit, warning = events[0]["data_audit"], events[1]
+    assert (audit["overlap"], audit["max_exposures"]) == (12, 4)
+    assert (warning["event"], warning["kind"]) == ("warning", "overlap")
+    assert "overlap by 12 of 16 tokens" in warning["message"]
+    assert "learns from each token 4.0 times" in warning["message"]
+    _, events = run(changed(run__max_steps=1))
+    assert events[0]["data_audit"]["exposures"] <= 1
+    assert not [e for e in events if e["event"] == "warning"]
+
+
+def test_a_run_ends_when_it_no_longer_improves():
+    keys = {"data__kind": "random", "run__max_steps": 400, "stop__patience_tokens": 3200}
+    for watch in ("smoothed", "validation"):
+        reason, events = run(changed(stop__watch=watch, stop__smoothing_steps=10, **keys))
+        assert reason is StopReason.PATIENCE
+        assert events[-1]["reason"] == "patience"
+        assert 50 <= events[-1]["step"] < 400
+
+
+def test_garbage_is_not_collected_while_training():
+    seen = []
+    gc.enable()
+    run(changed(), stop=lambda: seen.append(gc.isenabled()))
+    assert seen
+    assert not any(seen)
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+
+def test_passes_of_an_evaluation_have_one_shape():
+    from trainer.evaluate import Evaluator
+
+    shapes = []
+
+    def model(x, y):
+        shapes.append(tuple(x.shape))
+        return y.double().mean()
+
+    def windows(count):
+        numbers = torch.arange(count * 4).view(count, 4)
+        return numbers, numbers
+
+    evaluator = Evaluator(model, windows(48), windows(144), 64)
+    evaluator.warm_up()
+    assert evaluator.loss("probe") == pytest.approx(95.5)
+    assert evaluator.loss("confirmation") == pytest.approx(287.5)
+    assert set(shapes) == {(48, 4)}
+    # 7 and 13 have no common size of more than one window: the last pass is shorter.
+    assert Evaluator(model, windows(7), windows(13), 4).loss("confirmation") == pytest.approx(25.5)
 
 
 def test_divergence_is_an_error_with_null_instead_of_a_number():

@@ -1,5 +1,6 @@
 """Shows what each schedule applies, step by step, against tables and torch's own schedulers."""
 
+import itertools
 import math
 
 import pytest
@@ -84,7 +85,7 @@ def test_an_extension_goes_on_from_the_factor_in_force_and_arrives_at_the_new_en
     again = replan(config, former, step=60, max_steps=200)
     assert again.at(60) == pytest.approx(former.at(59))
     values = [again.at(step) for step in range(60, 201)]
-    assert all(later <= earlier for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(values))
     if kind not in ("constant", "step"):
         assert values[-1] == pytest.approx(0.1)
 

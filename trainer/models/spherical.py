@@ -46,7 +46,7 @@ def sphere_step(x: Tensor, branch: Tensor, rate: Tensor) -> Tensor:
 def sphere_step_plain(x: Tensor, branch: Tensor, rate: Tensor) -> Tensor:
     """`sphere_step`, as it is defined."""
     wide = _widened(x)
-    return unit_plain(torch.lerp(wide, unit_plain(_widened(branch)), rate)).to(x.dtype)
+    return unit_plain(torch.lerp(wide, unit_plain(_widened(branch)), _widened(rate))).to(x.dtype)
 
 
 def unit_heads(
