@@ -165,7 +165,7 @@ class TrainingLoop:
         """One step and one evaluation pass on real shapes, then everything back to where it was."""
         weights = [parameter.tensor.detach().clone() for parameter in self.parameters]
         former = _copied(self.optimizer.state_dict())
-        random_state = torch.random.get_rng_state()
+        random_state = self._random_state()
         self.learn(self.progress.step)
         self.evaluator.warm_up()
         with torch.no_grad():
@@ -173,7 +173,7 @@ class TrainingLoop:
                 parameter.tensor.copy_(value)
         self.optimizer.load_state_dict(former)
         self.optimizer.clear_gradients()
-        torch.random.set_rng_state(random_state)
+        self._set_random_state(random_state)
 
     def learn(self, step: int) -> Tensor:
         """Forward, backward and update on batch number `step`; the loss before the update."""
@@ -270,14 +270,20 @@ class TrainingLoop:
         verdicts += [f"{target:g} not confirmed" for target in refused]
         self._tell(f"confirmation loss {loss:.4f}: {', '.join(verdicts)}")
 
-    @property
-    def _on_gpu(self) -> bool:
-        return any(parameter.tensor.is_cuda for parameter in self.parameters)
+    def _random_state(self) -> dict[str, Any]:
+        """Where torch's random numbers are, on the host and on the GPUs in use."""
+        on_gpu = any(parameter.tensor.is_cuda for parameter in self.parameters)
+        cuda = torch.cuda.get_rng_state_all() if on_gpu else []
+        return {"cpu": torch.random.get_rng_state(), "cuda": cuda}
+
+    def _set_random_state(self, state: Mapping[str, Any]) -> None:
+        torch.random.set_rng_state(state["cpu"])
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all(state["cuda"])
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that decides how the run goes on, as plain values and tensors."""
         progress = self.progress
-        cuda = torch.cuda.get_rng_state_all() if self._on_gpu else []
         smoothed = self.smoothing.value
         return {
             "identity": dict(self.identity),
@@ -290,7 +296,7 @@ class TrainingLoop:
             "confirmed": list(self.targets.confirmed),
             "smoothing": [None if smoothed is None else float(smoothed), self.smoothing.seen],
             "patience": [self.patience.best, self.patience.best_at_tokens],
-            "random": {"cpu": torch.random.get_rng_state(), "cuda": cuda},
+            "random": self._random_state(),
             "clock": self.clock.read(),
         }
 
@@ -306,9 +312,7 @@ class TrainingLoop:
         self.targets.confirmed = list(state["confirmed"])
         self.smoothing.value, self.smoothing.seen = state["smoothing"]
         patience.best, patience.best_at_tokens = state["patience"]
-        torch.random.set_rng_state(state["random"]["cpu"])
-        if state["random"]["cuda"] and self._on_gpu:
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        self._set_random_state(state["random"])
         self.clock.carry(state["clock"])
 
     def _save(self, why: str) -> None:

@@ -180,7 +180,8 @@ def prepare_device(config: Config, clock: PhaseClock) -> torch.device:
     use_threads(config.run.threads, os.environ)
     device = choose_device(config.run.device)
     refuse_precision(config.run.precision, device)
-    refuse_attention(config.model.attention, device, config.run.precision)
+    if config.model.attention != "auto":
+        refuse_attention(config.model.attention, device, config.run.precision)
     if device.type == "cuda":
         clock.synchronize = torch.cuda.synchronize
     return device

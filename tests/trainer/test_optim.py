@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainer.config import SGD as SGDConfig
+from trainer import config
 from trainer.config import Adam, Optim, examine
 from trainer.config import Muon as MuonConfig
 from trainer.errors import ConfigError
@@ -45,10 +45,9 @@ SHAPES = [(8, 8), (8, 8), (16, 8), (8, 16)]
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize(
-    ("scaling", "theirs_is", "bound"),
-    [("spectral", "original", 3e-4), ("match_rms", "match_rms_adamw", 3e-4)],
+    ("scaling", "theirs_is"), [("spectral", "original"), ("match_rms", "match_rms_adamw")]
 )
-def test_muon_agrees_with_torch(decay, scaling, theirs_is, bound):
+def test_muon_agrees_with_torch(decay, scaling, theirs_is):
     ours, theirs = weights(*SHAPES), weights(*SHAPES)
     rule = Muon(
         named(ours),
@@ -65,9 +64,9 @@ def test_muon_agrees_with_torch(decay, scaling, theirs_is, bound):
     for number in range(3):
         rule.step(number + 1)
         oracle.step()
-        for mine, other in zip(ours, theirs, strict=True):
-            # An update has entries of about lr / sqrt(8) = 7e-3; bfloat16 keeps 8 bits of them.
-            torch.testing.assert_close(mine, other, rtol=0, atol=bound * (number + 1))
+        for mine, other, start in zip(ours, theirs, weights(*SHAPES), strict=True):
+            # Five iterations in bfloat16 leave an error of about 1 % in either.
+            assert (mine - other).norm() < 0.03 * (other - start).norm()
         renew_gradients(number, ours, theirs)
 
 
@@ -330,7 +329,7 @@ def test_adam_rates_are_separate_by_role():
 
 
 def test_sgd_has_one_rate_for_all():
-    sizes = moved(Optim(kind="sgd", sgd=SGDConfig(lr=0.25)))
+    sizes = moved(Optim(kind="sgd", sgd=config.SGD(lr=0.25)))
     assert sizes == pytest.approx(dict.fromkeys(sizes, 0.25), rel=1e-3)
 
 
@@ -366,7 +365,7 @@ KINDS = [
     Optim(),
     Optim(muon=MuonConfig(variance_reduction=True, momentum_warmup_steps=5)),
     Optim(kind="adamw"),
-    Optim(kind="sgd", sgd=SGDConfig(momentum=0.9)),
+    Optim(kind="sgd", sgd=config.SGD(momentum=0.9)),
     Optim(kind="sgd"),
 ]
 

@@ -178,7 +178,8 @@ def reduce_variance(update: Tensor, second_moment: Tensor, beta: float) -> Tenso
     `second_moment` (N, m, 1) is updated in place. Bias correction is not needed because of the
     final rescale (NorMuon); both norms follow from sums over rows, without a second pass.
     """
-    mean_square = update.square().mean(dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(update, dim=-1, keepdim=True)
+    mean_square = length.square() / update.shape[-1]
     second_moment.lerp_(mean_square, 1 - beta)
     factor = torch.rsqrt(second_moment.clamp_min(1e-10))
     before = mean_square.sum(dim=-2, keepdim=True)

@@ -68,17 +68,19 @@ def iterate(matrices: Tensor, table: Sequence[Coefficients], *, safety: float = 
     tall = matrices.shape[-2] >= matrices.shape[-1]
     stack = matrices if tall else matrices.mT
     x = stack.reshape(-1, *stack.shape[-2:])  # (S, m, n), m >= n
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=_at_least_single(x.dtype))
+    wide_enough = torch.promote_types(x.dtype, torch.float32)
+    single = x.dtype == wide_enough
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=wide_enough)
     x = x / (norm * safety + _EPSILON).to(x.dtype)
     for a, b, c in table:
         gram = torch.bmm(x.mT, x)  # (S, n, n)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        # a X is part of the product: cheaper than a second pass over X.
-        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
-        x = torch.bmm(x, polynomial)
+        if single:
+            # a X as part of the product: cheaper, and the rounding of `a + ...` does not matter.
+            polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+            x = torch.bmm(x, polynomial)
+        else:
+            # In bfloat16 it would: an error of 2.5 to 4.5 % after five steps instead of 1 %.
+            x = torch.baddbmm(x, x, polynomial, beta=a)
     x = x.view(stack.shape)
     return x if tall else x.mT
-
-
-def _at_least_single(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
