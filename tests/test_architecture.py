@@ -50,16 +50,19 @@ ALLOWED: dict[str, set[str]] = {
     "oom": {"configuration", "space", "study", "trial"},
     "places": {"errors", "executors.base"},
     "checkpoints": {"objective", "paths", "study", "trial"},
-    "stages": WORDS | {"design", "racing"},
+    "stages": WORDS | {"design", "racing", "analysis"},
+    "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
     | SEAMS
-    | {"attempts", "checkpoints", "oom", "patience", "places", "plan_document", "stages"}
-    | {"telling"},
+    | {"attempts", "checkpoints", "oom", "patience", "places", "plan_document", "racing"}
+    | {"stages", "steering", "telling"},
+    "replay": WORDS
+    | {"executors.replay", "search.base", "search.memory", "stages", "storage.memory", "sweep"},
     "app": WORDS | EDGE | {"sweep", "search", "executors", "storage", "report"},
     "commands": WORDS
     | EDGE
     | PURE
-    | {"app", "sweep", "stages", "attempts", "telling", "plan_document", "storage", "report"}
+    | {"app", "sweep", "stages", "replay", "attempts", "telling", "plan_document", "storage", "report"}
     | {"search.base", "search.dashboard", "executors.local"},
     "cli": {"errors", "commands"},
 }

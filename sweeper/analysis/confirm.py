@@ -137,7 +137,8 @@ def confirmation(facts: StudyFacts, *, target: float | None = None) -> Confirmat
     rows = rank([stage], target=goal, clock=facts.clock)
     if not rows or not any(row.reached_runs for row in rows):
         return None
-    repeats = len({trial.block for trial in stage.plan.trials})
+    laid_out = len({trial.block for trial in stage.plan.trials})
+    repeats = int(stage.plan.design.get("blocks") or laid_out)
     planned = looks(repeats)
     alpha = ALPHA / len(planned)
     leader = _leader(rows)

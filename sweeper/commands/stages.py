@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeper.analysis.confirm import looks
 from sweeper.analysis.dataset import StudyFacts
 from sweeper.analysis.ranking import search_ranking, stage_summary
 from sweeper.app import App, need_stage
@@ -31,7 +32,7 @@ from sweeper.errors import (
     TrainerUnusable,
 )
 from sweeper.progress import Progress
-from sweeper.stages import FixedStage, Stage, Stage1
+from sweeper.stages import ConfirmStage, FixedStage, Stage, Stage1
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.sweep import Budget, StageEnd, StageRun, Stop
@@ -147,7 +148,8 @@ def _run_stage2(work: Work) -> dict[str, Any]:
             seed=study.seed,
             target=first.effective_target,
         )
-    stage = FixedStage(study, plan, keep=study.confirm.top)
+    earlier = store.facts(study.name, "stage1")
+    stage = FixedStage(study, plan, keep=study.confirm.top, earlier=earlier)
     return _run(work, stage, plan.target, {"from_top": k}, changed=changed)
 
 
@@ -177,8 +179,9 @@ def _run_confirm(work: Work) -> dict[str, Any]:
             repeats=repeats,
             seed=study.seed,
             target=before.effective_target,
+            blocks=looks(repeats)[0],
         )
-    stage = FixedStage(study, plan, keep=None)
+    stage = ConfirmStage(study, plan)
     options = {"top": top, "repeats": repeats}
     return _run(work, stage, before.effective_target, options, changed=changed)
 
