@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "runner": {"errors", "events", "objective", "paths", "spec", "trial"},
     "design": WORDS,
     "racing": WORDS,
-    "analysis": WORDS,
+    "analysis": WORDS | {"racing"},
     "search": WORDS,
     "executors": WORDS | {"devices", "runner"},
     "storage": WORDS,
@@ -78,7 +78,7 @@ PACKAGES: dict[str, set[str]] = {
     "report": {"rich", "numpy", "tomli_w"},
     "attempts": {"tomli_w"},
     "app": {"rich"},
-    "commands": {"tomli_w"},
+    "commands": {"tomli_w", "pydantic"},
 }
 STANDARD_LIBRARY_ONLY = (
     "trial",
