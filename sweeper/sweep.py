@@ -16,7 +16,7 @@ from sweeper import attempts, checkpoints, oom, telling
 from sweeper.errors import EnvironmentUnusable, PlanError
 from sweeper.executors.base import Executor, Slot
 from sweeper.objective import TimeToTarget, time_to_target
-from sweeper.paths import Home, make_private, write_json
+from sweeper.paths import AttemptPaths, Home, make_private, write_json
 from sweeper.patience import Patient
 from sweeper.places import Places
 from sweeper.plan_document import StageDocument
