@@ -5,18 +5,27 @@ It must not know executors or databases; it joins design, racing and analysis to
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from sweeper.analysis.confirm import confirmation, looks
 from sweeper.analysis.dataset import StageFacts, StudyFacts
+from sweeper.design.adaptive import add_point, point_of
 from sweeper.design.confirm import extend_confirm
 from sweeper.design.groups import plan_stage1, winner
 from sweeper.racing.race import Race
-from sweeper.space import Value
+from sweeper.search.base import Seen, Suggest
+from sweeper.space import NUMERIC, Point, Value
 from sweeper.study import Study
+from sweeper.telling import told
 from sweeper.trial import StageName, StagePlan, TrialFacts
+
+SUGGESTIONS = 2
+"""So many times is the sampler asked for a point that was not run before."""
+DRAWS = 50
+"""Then so many random ones are looked at; on a small grid there may be none left."""
 
 
 class Stage(Protocol):
@@ -107,6 +116,72 @@ class FixedStage:
     ) -> StagePlan:
         """The plan as it was frozen."""
         return self.fixed
+
+
+@dataclass(frozen=True)
+class AdaptiveStage:
+    """Stage 2 whose points a sampler suggests, as many ahead as there are slots.
+
+    The same caps hold as for a fraction; censored trials are told as such.
+    """
+
+    study: Study
+    fixed: StagePlan
+    keep: int | None
+    earlier: Sequence[TrialFacts]
+    suggest: Suggest
+    ahead: int = 1
+    name: StageName = "stage2"
+    race: Race = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "race", Race(self.study, self.keep, earlier=self.earlier))
+
+    def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
+        """The plan so far, with suggestions for the slots that would have nothing to do."""
+        plan = self.fixed if before is None else before
+        ended = {f.trial.id: f for f in facts if f.counted is not None}
+        while (
+            len(plan.trials) < plan.design["runs"]
+            and sum(t.id not in ended for t in plan.trials) < self.ahead
+        ):
+            plan = add_point(self.study, plan, self._next(plan, ended))
+        return plan
+
+    def _next(self, plan: StagePlan, ended: Mapping[str, TrialFacts]) -> Point:
+        """A point that is allowed and, if the sampler can be brought to it, new."""
+        now = [
+            self._seen(ended[t.id]) if t.id in ended else Seen(t.point, None) for t in plan.trials
+        ]
+        seen = [*(self._seen(f) for f in self.earlier if f.counted is not None), *now]
+        had = {one.point for one in seen}
+        repeated: list[Point] = []
+        for again in range(SUGGESTIONS + DRAWS):
+            seed = (self.study.seed * 10_000 + len(plan.trials)) * 100 + again
+            asked = again < SUGGESTIONS
+            values = self.suggest(plan.varying, seen, seed) if asked else self._draw(plan, seed)
+            point = point_of(self.study, plan, values)
+            if point is not None and point not in had:
+                return point
+            repeated += [point] if point is not None else []
+        return repeated[0] if repeated else plan.trials[0].point
+
+    def _draw(self, plan: StagePlan, seed: int) -> Mapping[str, Value]:
+        """A random point of the region, uniform on the declared scales."""
+        draw = random.Random(seed)  # noqa: S311 - a design, not a secret
+        values: dict[str, Value] = {}
+        for name, levels in plan.varying.items():
+            parameter = self.study.space.parameters[name]
+            if isinstance(parameter, NUMERIC):
+                ends = [parameter.position(level) for level in levels]
+                values[name] = parameter.value_at(draw.uniform(min(ends), max(ends)))
+            else:
+                values[name] = draw.choice(levels)
+        return values
+
+    def _seen(self, facts: TrialFacts) -> Seen:
+        assert facts.counted is not None
+        return Seen(facts.trial.point, told(self.study, facts.counted, self.fixed.target))
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "oom": {"configuration", "space", "study", "trial"},
     "places": {"errors", "executors.base"},
     "checkpoints": {"objective", "paths", "study", "trial"},
-    "stages": WORDS | {"design", "racing", "analysis"},
+    "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
     "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
     | SEAMS
@@ -63,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     | EDGE
     | PURE
     | {"app", "sweep", "stages", "replay", "attempts", "telling", "plan_document", "storage", "report"}
-    | {"search.base", "search.dashboard", "executors.local"},
+    | {"search.base", "search.dashboard", "search.optuna_search", "executors.local"},
     "cli": {"errors", "commands"},
 }
 # Third-party packages by part; what is not named here may use the standard library alone.
