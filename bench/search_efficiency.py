@@ -29,6 +29,7 @@ import optuna
 
 from sweeper.analysis.confirm import confirmation
 from sweeper.analysis.dataset import StageFacts, StudyFacts
+from sweeper.design.adaptive import plan_adaptive
 from sweeper.design.confirm import plan_confirm
 from sweeper.design.refine import plan_stage2
 from sweeper.design.region import choose_region, choose_top
@@ -36,8 +37,9 @@ from sweeper.executors.replay import EPOCH, Recording
 from sweeper.objective import crossing
 from sweeper.racing.standing import Times
 from sweeper.replay import replay, with_racing, without_racing
+from sweeper.search.optuna_search import sampler
 from sweeper.space import Categorical, Integer, Point, Space
-from sweeper.stages import ConfirmStage, FixedStage, Stage1
+from sweeper.stages import AdaptiveStage, ConfirmStage, FixedStage, Stage1
 from sweeper.study import (
     BestOf,
     Confirm,
@@ -197,8 +199,13 @@ def sweep(study: Study, table: Table, seed: int, designs: Designs) -> dict:
     find = player(table, seed)
     first = replay(study, Stage1(study, K), find, target=table.target)
     goal = first.end.record.effective_target
-    plan = designs.plan(study, first.end.facts, goal)
-    second = replay(study, FixedStage(study, plan, TOP, first.end.facts), find, target=goal)
+    earlier = first.end.facts
+    if study.stage2.strategy == "fraction":
+        stage = FixedStage(study, designs.plan(study, earlier, goal), TOP, earlier)
+    else:
+        begin = plan_adaptive(study, earlier, from_top=K, runs=RUNS, target=goal)
+        stage = AdaptiveStage(study, begin, TOP, earlier, sampler("tpe", study.space))
+    second = replay(study, stage, find, target=goal)
     every = (*first.end.facts, *second.end.facts)
     standing = Times("train").standing(every, goal)
     found_s = math.inf
@@ -394,6 +401,11 @@ def figure_2(table: Table, seeds: int) -> dict:
         free = sweep(without_racing(study), table, seed, designs)
         found["two stages, no racing"].append(free["found_s"])
         found["two stages, racing (default)"].append(sweep(study, table, seed, designs)["found_s"])
+        tpe = study.model_copy(
+            update={"stage2": study.stage2.model_copy(update={"strategy": "tpe"})}
+        )
+        name = "two stages, stage 2 by TPE, racing"
+        found[name].append(sweep(tpe, table, seed, designs)["found_s"])
         for name, options in CONTESTANTS.items():
             contestant = Contestant(table, seed, limit_s, **options)
             found[name].append(contestant.found_s(budget_s=free["train_s"]))
