@@ -43,6 +43,7 @@ def prepare(
     fallback: Sequence[float],
     cap_s: float | None,
     adjusted: Mapping[str, int] | None = None,
+    cap_why: str = "",
 ) -> Path:
     """Write an attempt's configuration and spec; returns the spec's path.
 
@@ -100,6 +101,7 @@ def prepare(
         reader="patterns" if study.trainer.patterns else "events",
         patterns=dict(study.trainer.patterns),
         cap_s=cap_s,
+        cap_why=cap_why,
         device=dict(slot.device),
         adjusted=changes,
     )

@@ -43,6 +43,8 @@ VERBS = {
     "cancel": "repair:cancel",
     "retry": "repair:retry",
     "db": "database:db",
+    "replay": "replay:replay_trials",
+    "import": "foreign:import_results",
 }
 
 
@@ -180,6 +182,16 @@ def build_parser() -> argparse.ArgumentParser:
     dashboard = verb("dashboard", "the Optuna dashboard on this storage")
     dashboard.add_argument("--port", type=_positive, default=8080)
     dashboard.add_argument("--host", default="127.0.0.1")
+    foreign = verb("import", "take in results of a sweep that was run by something else")
+    foreign.add_argument("mapping", type=Path, metavar="MAPPING.toml", help="which column is what")
+    with_study(foreign)
+    foreign.add_argument("--data", type=Path, metavar="DIR", help="where its tables are")
+    again = verb("replay", "run a stage's decisions again on exported trials: what rules save")
+    again.add_argument("trials", type=Path, metavar="TRIALS.jsonl", help="an export of trials")
+    with_study(again)
+    again.add_argument("--target", type=_number, metavar="X", help="instead of the study's")
+    again.add_argument("--slots", type=_positive, metavar="N", help="trials at once, virtually")
+    again.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     verb("studies", "list the built-in studies")
     database = verbs.add_parser("db", help="the embedded database, or an external one's schema")
     steps = database.add_subparsers(

@@ -106,10 +106,11 @@ class AttemptSpec(_Document):
     Limits are seconds: `startup_s` from spawn to the first event after run_started, then `trial_s`
     on the clock of the trainer (all phases but startup and compile) or of the runner, with the wall
     as a backstop, `silence_s` without an event or output, `grace_s` between TERM and KILL, `cap_s` on
-    the ranking clock. The run is stopped at `target`. `device["cores"]`, where given, are the logical
-    processors that the trainer is kept on. `lease_s` is set for remote attempts only: the attempt ends
-    when the file `lease` in its folder has not been touched for so long. `adjusted` are keys of the
-    trainer's configuration whose values differ from the point's ([on_oom]).
+    the ranking clock (why, in words: `cap_why`). The run is stopped at `target`. `device["cores"]`,
+    where given, are the logical processors that the trainer is kept on. `lease_s` is set for remote
+    attempts only: the attempt ends when the file `lease` in its folder has not been touched for so
+    long. `adjusted` are keys of the trainer's configuration whose values differ from the point's
+    ([on_oom]).
     """
 
     study: str
@@ -130,6 +131,7 @@ class AttemptSpec(_Document):
     reader: Literal["events", "patterns"] = "events"
     patterns: dict[str, str] = field(default_factory=dict)
     cap_s: float | None = None
+    cap_why: str = ""
     lease_s: float | None = None
     device: dict[str, Any] = field(default_factory=dict)
     adjusted: dict[str, Any] = field(default_factory=dict)
@@ -179,11 +181,15 @@ class AttemptOutcome(_Document):
 class Control(_Document):
     """What the loop wants of a running attempt; a new file replaces the old one whole.
 
-    `cap_s` replaces the cap of the spec. `cancel` ends the attempt now (failed, killed). `drain` asks
-    the trainer to stop by itself (TERM) and counts what it measured (censored, budget).
+    `cap_s` replaces the cap of the spec, `cap_why` its reason. `forecast`, when not empty, says why the
+    attempt need not go on: it is ended now (censored, forecast). `cancel` ends the attempt now (failed,
+    killed). `drain` asks the trainer to stop by itself (TERM) and counts what it measured (censored,
+    budget).
     """
 
     cap_s: float | None = None
+    cap_why: str = ""
+    forecast: str = ""
     cancel: bool = False
     drain: bool = False
 
@@ -195,6 +201,9 @@ class Control(_Document):
         for key in ("cancel", "drain"):
             if not isinstance(value := getattr(self, key), bool):
                 raise SpecError(f"Control: {key}: got {value!r}, expected true or false")
+        for key in ("cap_why", "forecast"):
+            if not isinstance(value := getattr(self, key), str):
+                raise SpecError(f"Control: {key}: got {value!r}, expected words")
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,35 @@
-"""The three stages as seen by the loop: a plan made from facts, and which of its trials are ready.
+"""The three stages as seen by the loop: a plan made from facts, and the race that its trials run.
 
-It must not know executors or databases; it joins design and racing to what has been measured.
+It must not know executors or databases; it joins design, racing and analysis to what was measured.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from sweeper.analysis.confirm import confirmation, looks
+from sweeper.analysis.dataset import StageFacts, StudyFacts
+from sweeper.design.adaptive import add_point, point_of
+from sweeper.design.confirm import extend_confirm
 from sweeper.design.groups import plan_stage1, winner
-from sweeper.objective import time_to_target
-from sweeper.racing.cap import Cap, cap
-from sweeper.space import Value
+from sweeper.racing.race import Race
+from sweeper.search.base import Seen, Suggest
+from sweeper.space import NUMERIC, Point, Value
 from sweeper.study import Study
-from sweeper.trial import PlannedTrial, StageName, StagePlan, TrialFacts
+from sweeper.telling import told
+from sweeper.trial import StageName, StagePlan, TrialFacts
+
+SUGGESTIONS = 2
+"""So many times is the sampler asked for a point that was not run before."""
+DRAWS = 50
+"""Then so many random ones are looked at; on a small grid there may be none left."""
 
 
 class Stage(Protocol):
-    """One stage of one study; every method is a pure function of the facts given."""
+    """One stage of one study; plans are pure functions of the facts given."""
 
     @property
     def name(self) -> StageName:
@@ -30,12 +41,13 @@ class Stage(Protocol):
         """How many of its points the next stage looks at; None: all of them."""
         ...
 
-    def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
-        """The plan as far as the facts decide it; what `before` had decided stays, so do trial ids."""
+    @property
+    def race(self) -> Race:
+        """The rules that may end its trials early."""
         ...
 
-    def cap(self, trial: PlannedTrial, facts: Sequence[TrialFacts], target: float) -> Cap | None:
-        """The bound for a trial that starts now, or None."""
+    def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
+        """The plan as far as the facts decide it; what `before` had decided stays, so do trial ids."""
         ...
 
 
@@ -46,6 +58,13 @@ class Stage1:
     study: Study
     keep: int
     name: StageName = "stage1"
+    race: Race = field(init=False, compare=False)
+    _plans: dict[str, StagePlan] = field(default_factory=dict, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        groups = self.study.stage1.group
+        needed = frozenset(g.best_of.group for g in groups if g.best_of is not None)
+        object.__setattr__(self, "race", Race(self.study, self.keep, needed, ordered=True))
 
     def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
         """Re-plan with the winners that the facts decide; a winner that others were built on stays."""
@@ -56,35 +75,34 @@ class Stage1:
             levels = winner(self.study, group.best_of.group, facts, self.study.objective.target)
             if levels is not None:
                 decided[group.best_of.group] = levels
-        plan = plan_stage1(self.study, decided)
-        return replace(plan, design={**plan.design, "winners": decided})
-
-    def cap(self, trial: PlannedTrial, facts: Sequence[TrialFacts], target: float) -> Cap | None:
-        """Method section 4; groups that others depend on are judged against their own best too."""
-        racing = self.study.racing
-        if not racing.cap or self.study.objective.goal == "final":
-            return None
-        needed = {g.best_of.group for g in self.study.stage1.group if g.best_of is not None}
-        clock = self.study.objective.clock
-        group_best: float | None = None
-        for group in needed.intersection(trial.groups):
-            for other in facts:
-                attempt = other.counted
-                found = time_to_target(attempt, target, clock) if attempt else None
-                if group in other.trial.groups and found is not None and found.reached:
-                    group_best = min(group_best or found.seconds, found.seconds)
-            if group_best is None:  # nobody in it has reached: whoever does may be its winner
-                return None
-        return cap(facts, target, clock, k=self.keep, slack=racing.slack, group_best=group_best)
+        known = repr(
+            decided
+        )  # the same winners make the same plan, and are asked for again and again
+        if known not in self._plans:
+            plan = plan_stage1(self.study, decided)
+            self._plans[known] = replace(plan, design={**plan.design, "winners": decided})
+        return self._plans[known]
 
 
 @dataclass(frozen=True)
 class FixedStage:
-    """A stage whose plan was made whole before it began: the fraction, or the confirmation."""
+    """A stage whose plan was made whole before it began: the fraction, or a recorded stage.
+
+    `earlier` are the facts of the stages before: their points compete for the `keep` places too.
+    `needed` and `ordered` are for a recorded stage 1 (see `Race`).
+    """
 
     study: Study
     fixed: StagePlan
     keep: int | None
+    earlier: Sequence[TrialFacts] = ()
+    needed: frozenset[str] = frozenset()
+    ordered: bool = False
+    race: Race = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        race = Race(self.study, self.keep, self.needed, self.earlier, ordered=self.ordered)
+        object.__setattr__(self, "race", race)
 
     @property
     def name(self) -> StageName:
@@ -99,14 +117,99 @@ class FixedStage:
         """The plan as it was frozen."""
         return self.fixed
 
-    def cap(
-        self,
-        trial: PlannedTrial,  # noqa: ARG002
-        facts: Sequence[TrialFacts],
-        target: float,
-    ) -> Cap | None:
-        """Method section 4; confirm (keep None) is never capped."""
-        racing, objective = self.study.racing, self.study.objective
-        if self.keep is None or not racing.cap or objective.goal == "final":
-            return None
-        return cap(facts, target, objective.clock, k=self.keep, slack=racing.slack)
+
+@dataclass(frozen=True)
+class AdaptiveStage:
+    """Stage 2 whose points a sampler suggests, as many ahead as there are slots.
+
+    The same caps hold as for a fraction; censored trials are told as such.
+    """
+
+    study: Study
+    fixed: StagePlan
+    keep: int | None
+    earlier: Sequence[TrialFacts]
+    suggest: Suggest
+    ahead: int = 1
+    name: StageName = "stage2"
+    race: Race = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "race", Race(self.study, self.keep, earlier=self.earlier))
+
+    def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
+        """The plan so far, with suggestions for the slots that would have nothing to do."""
+        plan = self.fixed if before is None else before
+        ended = {f.trial.id: f for f in facts if f.counted is not None}
+        while (
+            len(plan.trials) < plan.design["runs"]
+            and sum(t.id not in ended for t in plan.trials) < self.ahead
+        ):
+            plan = add_point(self.study, plan, self._next(plan, ended))
+        return plan
+
+    def _next(self, plan: StagePlan, ended: Mapping[str, TrialFacts]) -> Point:
+        """A point that is allowed and, if the sampler can be brought to it, new."""
+        now = [
+            self._seen(ended[t.id]) if t.id in ended else Seen(t.point, None) for t in plan.trials
+        ]
+        seen = [*(self._seen(f) for f in self.earlier if f.counted is not None), *now]
+        had = {one.point for one in seen}
+        repeated: list[Point] = []
+        for again in range(SUGGESTIONS + DRAWS):
+            seed = (self.study.seed * 10_000 + len(plan.trials)) * 100 + again
+            asked = again < SUGGESTIONS
+            values = self.suggest(plan.varying, seen, seed) if asked else self._draw(plan, seed)
+            point = point_of(self.study, plan, values)
+            if point is not None and point not in had:
+                return point
+            repeated += [point] if point is not None else []
+        return repeated[0] if repeated else plan.trials[0].point
+
+    def _draw(self, plan: StagePlan, seed: int) -> Mapping[str, Value]:
+        """A random point of the region, uniform on the declared scales."""
+        draw = random.Random(seed)  # noqa: S311 - a design, not a secret
+        values: dict[str, Value] = {}
+        for name, levels in plan.varying.items():
+            parameter = self.study.space.parameters[name]
+            if isinstance(parameter, NUMERIC):
+                ends = [parameter.position(level) for level in levels]
+                values[name] = parameter.value_at(draw.uniform(min(ends), max(ends)))
+            else:
+                values[name] = draw.choice(levels)
+        return values
+
+    def _seen(self, facts: TrialFacts) -> Seen:
+        assert facts.counted is not None
+        return Seen(facts.trial.point, told(self.study, facts.counted, self.fixed.target))
+
+
+@dataclass(frozen=True)
+class ConfirmStage:
+    """Blocks up to the first look; each look that leaves finalists undecided adds those to the next.
+
+    Looks are at 4, 6, 8 and 10 blocks, at alpha = 0.05 over their number (method section 6): looking
+    after every block would call equal finalists separated far too often. Nothing here is capped.
+    """
+
+    study: Study
+    fixed: StagePlan
+    name: StageName = "confirm"
+    keep: int | None = None
+    race: Race = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "race", Race(self.study, None))
+
+    def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
+        """The plan so far, or with the next blocks when the last look decided too little."""
+        plan = self.fixed if before is None else before
+        budget = int(plan.design["blocks"])
+        have = max(trial.block for trial in plan.trials)
+        if have >= budget or not facts or any(f.counted is None for f in facts):
+            return plan
+        seen = StageFacts(plan=plan, facts=tuple(facts), effective_target=plan.target)
+        found = confirmation(StudyFacts(self.study, {"confirm": seen}))
+        if found is None or found.settled:
+            return plan
+        return extend_confirm(self.study, plan, next(n for n in looks(budget) if n > have))

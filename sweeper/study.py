@@ -164,12 +164,21 @@ class Confirm(Frozen):
 
 
 class Racing(Frozen):
-    """Which rules may end a trial early. `slack` None means: from the replicate spread."""
+    """Which rules may end a trial early (method section 4), each on its own.
+
+    `slack` None means: from the replicate spread. `grace_s` is the least cap. `late_decay` declares
+    that losses fall late, so that no forecast stops a trial.
+    """
 
     cap: bool = True
-    forecast: bool = True
+    questions: bool = True
     order: bool = True
+    forecast: bool = True
+    rungs: bool = False
+    fallback: bool = True
+    late_decay: bool = False
     slack: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    grace_s: Positive = 1.0
 
 
 class OnOom(Frozen):

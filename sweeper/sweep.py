@@ -5,26 +5,27 @@ It must not know which executor, database or sampler it was given.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from sweeper import attempts, checkpoints, oom, telling
 from sweeper.errors import EnvironmentUnusable, PlanError
 from sweeper.executors.base import Executor, Slot
-from sweeper.objective import TimeToTarget, crossing, time_to_target
+from sweeper.objective import TimeToTarget, time_to_target
 from sweeper.paths import AttemptPaths, Home, make_private, write_json
 from sweeper.patience import Patient
 from sweeper.places import Places
 from sweeper.plan_document import StageDocument
 from sweeper.progress import Progress
+from sweeper.racing.reach import effective_target
 from sweeper.search.base import Search
-from sweeper.spec import CANCELLED, Control
+from sweeper.spec import CANCELLED
 from sweeper.stages import Stage
+from sweeper.steering import Running, Steering
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.trial import (
@@ -66,18 +67,6 @@ class Budget:
 
     max_hours: float | None = None
     max_trials: int | None = None
-
-
-@dataclass
-class Running:
-    """One attempt between begin and record."""
-
-    trial: PlannedTrial
-    attempt: int
-    paths: AttemptPaths
-    slot: Slot | None
-    follow: attempts.Follow
-    cap_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +116,9 @@ class StageRun:
         self._to_retry: set[str] = set()
         self._waiting: list[PlannedTrial] | None = None
         self._places = Places(self.executor, self.progress.note)
+        self._stale = True
+        metric = self.study.objective.metric
+        self._steering = Steering(self.stage.race, self.progress, self.target, metric)
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -140,7 +132,7 @@ class StageRun:
         self._synchronise_search()
         self.progress.stage_started(self._plan, self._done())
         while True:
-            self._replan()
+            self._catch_up()
             self._fill_slots()
             if not self._running and not (self._may_go_on() and self._places.wait()):
                 break
@@ -164,6 +156,9 @@ class StageRun:
         self._keep_document()
         for facts in self.store.facts(self.study.name, name):
             self._facts[facts.trial.id] = facts
+        if self.stage.keep is not None:  # an earlier command may have gone over to a fallback
+            self.target = self._steering.target = self._record.effective_target
+        self._changed()
         if self.retry_failed:
             self._to_retry = {
                 i
@@ -211,6 +206,16 @@ class StageRun:
             for attempt in facts.attempts:
                 self._tell(facts.trial, attempt)
 
+    def _catch_up(self) -> None:
+        """Draw every conclusion from new facts: the target, the plan, the caps of what runs."""
+        if not self._stale:
+            return
+        while self._stale:
+            self._stale = False
+            self._change_target()
+            self._replan()
+        self._steering.rebound(self._running.values())
+
     def _replan(self) -> None:
         if self._ending != "complete" or self._trouble is not None:
             return
@@ -221,12 +226,24 @@ class StageRun:
             return
         if plan != self._plan:
             self.store.update_plan(plan)
-            self._plan, self._waiting = plan, None
+            self._plan = plan
             self._keep_document()
             for trial in plan.trials:
                 known = self._facts.get(trial.id)
                 if known is None or known.trial != trial:
                     self._facts[trial.id] = TrialFacts(trial, known.attempts if known else ())
+            self._changed()
+
+    def _change_target(self) -> None:
+        """Go over to a fallback once k trials have used up their limits and none has reached."""
+        switch = self._steering.fallback() if self._ending == "complete" else None
+        if switch is not None:
+            self.target, why = switch
+            self._steering.target = self.target
+            self.progress.note(why)
+            self.store.set_effective_target(self.study.name, self.stage.name, self.target)
+            self._changed()
+            self._synchronise_search()
 
     def _fill_slots(self) -> None:
         if isinstance(self._trouble, EnvironmentUnusable) or not self._may_start():
@@ -251,7 +268,7 @@ class StageRun:
         known = self._facts.get(trial.id, TrialFacts(trial))
         attempt = max((a.attempt for a in known.attempts), default=0) + 1
         paths = self.home.attempt(self.study.name, trial.id, attempt)
-        bound = self.stage.cap(trial, list(self._facts.values()), self.target)
+        bound = self._steering.cap(trial)
         spec = attempts.prepare(
             self.study,
             trial,
@@ -262,6 +279,7 @@ class StageRun:
             fallback=self.study.objective.fallback,
             cap_s=bound.seconds if bound else None,
             adjusted=oom.adjusted(self.study, trial.point, known.attempts),
+            cap_why=bound.why if bound else "",
         )
         self.store.begin(
             self.study.name,
@@ -287,7 +305,7 @@ class StageRun:
             if known is not None:
                 self._record_ended(known)
         for running in self._running.values():
-            self._show(running)
+            self._steering.look(running)
         now = time.monotonic()
         if now - self._renewed_at > LEASE_TTL_S / 3:
             self.store.renew(self.lease, ttl_s=LEASE_TTL_S)
@@ -299,9 +317,7 @@ class StageRun:
     def _drain(self) -> None:
         """End what runs: it counts as measured until now, and is run again by the next command."""
         for running in self._running.values():
-            if not running.paths.control.exists():
-                with contextlib.suppress(OSError):  # a folder that vanished has nobody to tell
-                    write_json(running.paths.control, Control(drain=True).to_json())
+            running.drain()
 
     def _close(self) -> StageEnd:
         if self._ending == "complete" and not self._anything_left():
@@ -338,7 +354,7 @@ class StageRun:
             facts = attempts.collect(running.paths, metric)
         if facts is None:
             facts = attempts.lost(running.paths, VANISHED)
-        self._show(running)
+        self._steering.look(running)
         self._record_facts(running, facts)
         samples = attempts.read_samples(running.paths)
         self.store.record_samples(self.study.name, running.trial.id, facts.attempt, samples)
@@ -350,7 +366,7 @@ class StageRun:
         if all(a.attempt != facts.attempt for a in known.attempts):
             known = TrialFacts(known.trial, (*known.attempts, facts))
             self._facts[trial.id] = known
-        self._waiting = None
+        self._changed()
         if hasattr(self, "_search"):
             self._tell(trial, facts)
         self.progress.trial_ended(trial, facts, self._time(facts))
@@ -401,21 +417,24 @@ class StageRun:
         return bool(self._ready_trials()) or any(t.open for t in self._plan.trials)
 
     def _ready_trials(self) -> list[PlannedTrial]:
-        """Trials that could start now, in plan order; worked out anew only when something changed."""
+        """Trials that could start now, the next one first; worked out only when something changed."""
         if self._waiting is None:
-            facts = list(self._facts.values())
             busy = {r.trial.id for r in self._running.values()}
-            self._waiting = [
-                t for t in self._plan.trials if t.id not in busy and self._needs_run(t, facts)
-            ]
+            ready = [t for t in self._plan.trials if t.id not in busy and self._needs_run(t)]
+            self._waiting = self._steering.order(ready)
         return self._waiting
 
     def _settled(self) -> list[TrialFacts]:
         """The facts, with trials that will be run again as if they had not been run yet."""
-        waiting = {t.id for t in self._ready_trials()}
-        return [TrialFacts(f.trial) if i in waiting else f for i, f in self._facts.items()]
+        again = {t.id for t in self._ready_trials()} | {r.trial.id for r in self._running.values()}
+        return [TrialFacts(f.trial) if i in again else f for i, f in self._facts.items()]
 
-    def _needs_run(self, trial: PlannedTrial, facts: Sequence[TrialFacts]) -> bool:
+    def _changed(self) -> None:
+        """Facts or plan are others than they were."""
+        self._waiting, self._stale = None, True
+        self._steering.refresh(self._facts, self._plan)
+
+    def _needs_run(self, trial: PlannedTrial) -> bool:
         if trial.open:
             return False
         known = self._facts.get(trial.id)
@@ -431,11 +450,7 @@ class StageRun:
             return len(known.attempts) < 2
         if counted.reason is Reason.BUDGET:
             return True
-        if counted.reason is Reason.CAP and counted.cap_s is not None:
-            # the time that set the cap may have been replaced by a slower one: reopen
-            bound = self.stage.cap(trial, facts, self.target)
-            return bound is None or bound.seconds > counted.cap_s * 1.001
-        return False
+        return self._steering.matters_again(trial, counted)
 
     def _may_shrink(self, known: TrialFacts) -> bool:
         return oom.may_shrink(self.study, known.trial.point, known.attempts)
@@ -475,32 +490,8 @@ class StageRun:
         waiting = {t.id for t in self._ready_trials()}
         return sum(1 for t in self._plan.trials if not t.open and t.id not in waiting)
 
-    def _show(self, running: Running) -> None:
-        metric = self.study.objective.metric
-        for event in running.follow.new():
-            if event.get("event") != "evaluated" or event.get("slice", "probe") != "probe":
-                continue
-            loss = attempts.finite((event.get("metrics") or {}).get(metric))
-            clock = event.get("clock") or {}
-            if loss is not None:
-                train_s = float(clock.get("train", 0.0))
-                self.progress.evaluated(running.trial, int(event["step"]), train_s, loss)
-
     def _judge_target(self) -> None:
         """Where nothing reached the target, the stage is judged at the tightest fallback that was."""
         effective = effective_target(self.study, list(self._facts.values()), self.target)
         if effective is not None:
             self.store.set_effective_target(self.study.name, self.stage.name, effective)
-
-
-def effective_target(study: Study, facts: Sequence[TrialFacts], target: float) -> float | None:
-    """The target if anything reached it, else the tightest fallback that anything crossed, else None."""
-    attempts_made = [f.counted for f in facts if f.counted is not None]
-    for candidate in (target, *sorted(f for f in study.objective.fallback if f > target)):
-        if any(
-            a.outcome in (Outcome.REACHED, Outcome.CENSORED)
-            and crossing(a.curve, candidate, study.objective.clock) is not None
-            for a in attempts_made
-        ):
-            return candidate
-    return None

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "runner": {"errors", "events", "objective", "paths", "spec", "trial"},
     "design": WORDS,
     "racing": WORDS,
-    "analysis": WORDS,
+    "analysis": WORDS | {"racing"},
     "search": WORDS,
     "executors": WORDS | {"devices", "runner"},
     "storage": WORDS,
@@ -50,17 +50,20 @@ ALLOWED: dict[str, set[str]] = {
     "oom": {"configuration", "space", "study", "trial"},
     "places": {"errors", "executors.base"},
     "checkpoints": {"objective", "paths", "study", "trial"},
-    "stages": WORDS | {"design", "racing"},
+    "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
+    "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
     | SEAMS
-    | {"attempts", "checkpoints", "oom", "patience", "places", "plan_document", "stages"}
-    | {"telling"},
+    | {"attempts", "checkpoints", "oom", "patience", "places", "plan_document", "racing"}
+    | {"stages", "steering", "telling"},
+    "replay": WORDS
+    | {"executors.replay", "search.base", "search.memory", "stages", "storage.memory", "sweep"},
     "app": WORDS | EDGE | {"sweep", "search", "executors", "storage", "report"},
     "commands": WORDS
     | EDGE
     | PURE
-    | {"app", "sweep", "stages", "attempts", "telling", "plan_document", "storage", "report"}
-    | {"search.base", "search.dashboard", "executors.local"},
+    | {"app", "sweep", "stages", "replay", "attempts", "telling", "plan_document", "storage", "report"}
+    | {"search.base", "search.dashboard", "search.optuna_search", "executors.local"},
     "cli": {"errors", "commands"},
 }
 # Third-party packages by part; what is not named here may use the standard library alone.
@@ -75,7 +78,7 @@ PACKAGES: dict[str, set[str]] = {
     "report": {"rich", "numpy", "tomli_w"},
     "attempts": {"tomli_w"},
     "app": {"rich"},
-    "commands": {"tomli_w"},
+    "commands": {"tomli_w", "pydantic"},
 }
 STANDARD_LIBRARY_ONLY = (
     "trial",

@@ -53,6 +53,7 @@ class Contrast:
     leader: Row
     other: Row
     is_baseline: bool
+    is_finalist: bool
     pairs: tuple[Pair, ...]
     dropped: int
     time: Interval | None
@@ -100,8 +101,8 @@ class Confirmation:
 
     @property
     def settled(self) -> bool:
-        """Whether the leader is separated from each other finalist (the baseline is not one)."""
-        return all(c.decided for c in self.contrasts if not c.is_baseline)
+        """Whether the leader is separated from each other finalist (a mere baseline is not one)."""
+        return all(c.decided for c in self.contrasts if c.is_finalist)
 
     @property
     def against_baseline(self) -> Contrast | None:
@@ -137,13 +138,22 @@ def confirmation(facts: StudyFacts, *, target: float | None = None) -> Confirmat
     rows = rank([stage], target=goal, clock=facts.clock)
     if not rows or not any(row.reached_runs for row in rows):
         return None
-    repeats = len({trial.block for trial in stage.plan.trials})
+    laid_out = len({trial.block for trial in stage.plan.trials})
+    repeats = int(stage.plan.design.get("blocks") or laid_out)
     planned = looks(repeats)
     alpha = ALPHA / len(planned)
     leader = _leader(rows)
     baseline = _baseline(facts, stage, rows)
+    finalists = {t.point for t in stage.plan.trials if "finalist" in t.groups}
     contrasts = tuple(
-        _contrast(leader, row, alpha=alpha, first_look=planned[0], is_baseline=row is baseline)
+        _contrast(
+            leader,
+            row,
+            alpha=alpha,
+            first_look=planned[0],
+            is_baseline=row is baseline,
+            is_finalist=row is not baseline or row.point in finalists,
+        )
         for row in rows
         if row is not leader
     )
@@ -188,7 +198,13 @@ def _by_block(row: Row) -> Mapping[int, Run]:
 
 
 def _contrast(
-    leader: Row, other: Row, *, alpha: float, first_look: int, is_baseline: bool
+    leader: Row,
+    other: Row,
+    *,
+    alpha: float,
+    first_look: int,
+    is_baseline: bool,
+    is_finalist: bool,
 ) -> Contrast:
     mine, theirs = _by_block(leader), _by_block(other)
     pairs = []
@@ -204,6 +220,7 @@ def _contrast(
         leader,
         other,
         is_baseline,
+        is_finalist,
         tuple(pairs),
         dropped,
         time,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sweeper.analysis.confirm import Confirmation, Contrast, confirmation
 from sweeper.analysis.dataset import STAGES, StudyFacts
 from sweeper.analysis.effects import Effects, stage2_effects
+from sweeper.analysis.findings import are_times_comparable, findings
 from sweeper.analysis.intervals import Interval
 from sweeper.analysis.noise import Noise, replicate_noise
 from sweeper.analysis.ranking import (
@@ -115,6 +116,8 @@ def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
     winner = confirmed.leader if confirmed else best(ranking)
     baseline = _baseline(facts, confirmed, ranking)
     speedup = _speedup(winner, baseline, confirmed)
+    if not confirmed and not all(map(are_times_comparable, facts.present())):
+        speedup = None
     wanted = facts.study.stage2.from_top
     reachable = tightest_target(facts.present(), wanted) or tightest_target(facts.present(), 1)
     noise = replicate_noise(facts.present(), target=goal, clock=facts.clock)
@@ -133,6 +136,7 @@ def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
     paragraphs = tuple(
         p
         for p in (
+            *findings(facts, goal),
             _judged_at(facts, goal),
             _on_confirm(confirmed, winner, baseline, speedup),
             _on_noise(noise),

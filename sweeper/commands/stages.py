@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeper.analysis.confirm import looks
 from sweeper.analysis.dataset import StudyFacts
 from sweeper.analysis.ranking import search_ranking, stage_summary
 from sweeper.app import App, need_stage
 from sweeper.commands import frozen
 from sweeper.commands.facts import stage_facts, study_facts
+from sweeper.design.adaptive import plan_adaptive
 from sweeper.design.confirm import plan_confirm
 from sweeper.design.groups import plan_stage1
 from sweeper.design.refine import plan_stage2
@@ -31,11 +33,11 @@ from sweeper.errors import (
     TrainerUnusable,
 )
 from sweeper.progress import Progress
-from sweeper.stages import FixedStage, Stage, Stage1
+from sweeper.stages import AdaptiveStage, ConfirmStage, FixedStage, Stage, Stage1
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.sweep import Budget, StageEnd, StageRun, Stop
-from sweeper.trial import StageName, StagePlan
+from sweeper.trial import StageName, StagePlan, TrialFacts
 
 # From worse to better: `run` ends with the worst code that any of its stages had.
 SEVERITY = (
@@ -135,19 +137,18 @@ def _run_stage2(work: Work) -> dict[str, Any]:
     first = need_stage(store, study, "stage1", "sweep stage1")
     record = store.stage(study.name, "stage2")
     k = frozen.option(work.args, record, "from_top", study.stage2.from_top)
+    earlier = store.facts(study.name, "stage1")
     changed = _changed(work, first, record)
     if record is not None:
         plan = record.plan
     else:
-        plan = plan_stage2(
-            study,
-            store.facts(study.name, "stage1"),
-            from_top=k,
-            runs=study.stage2.runs,
-            seed=study.seed,
-            target=first.effective_target,
-        )
-    stage = FixedStage(study, plan, keep=study.confirm.top)
+        plan = _design_stage2(study, earlier, k, first.effective_target)
+    stage: Stage = FixedStage(study, plan, keep=study.confirm.top, earlier=earlier)
+    if plan.design["kind"] in ("tpe", "gp"):
+        from sweeper.search.optuna_search import sampler  # noqa: PLC0415 - a second of imports
+
+        suggest, ahead = sampler(plan.design["kind"], study.space), len(work.executor.slots())
+        stage = AdaptiveStage(study, plan, study.confirm.top, earlier, suggest, ahead)
     return _run(work, stage, plan.target, {"from_top": k}, changed=changed)
 
 
@@ -177,8 +178,9 @@ def _run_confirm(work: Work) -> dict[str, Any]:
             repeats=repeats,
             seed=study.seed,
             target=before.effective_target,
+            blocks=looks(repeats)[0],
         )
-    stage = FixedStage(study, plan, keep=None)
+    stage = ConfirmStage(study, plan)
     options = {"top": top, "repeats": repeats}
     return _run(work, stage, before.effective_target, options, changed=changed)
 
@@ -280,12 +282,16 @@ def preview(
             "database here yet; run `sweep stage1` first"
         )
     first = need_stage(store, study, "stage1", "sweep stage1")
-    plan = plan_stage2(
-        study,
-        store.facts(study.name, "stage1"),
-        from_top=from_top or study.stage2.from_top,
-        runs=study.stage2.runs,
-        seed=study.seed,
-        target=first.effective_target,
-    )
-    return plan, None
+    facts = store.facts(study.name, "stage1")
+    k = from_top or study.stage2.from_top
+    return _design_stage2(study, facts, k, first.effective_target), None
+
+
+def _design_stage2(
+    study: Study, facts: Sequence[TrialFacts], from_top: int, target: float
+) -> StagePlan:
+    """The fraction, or where a sampler takes over: the region and its first trials."""
+    runs = study.stage2.runs
+    if study.stage2.strategy != "fraction":
+        return plan_adaptive(study, facts, from_top=from_top, runs=runs, target=target)
+    return plan_stage2(study, facts, from_top=from_top, runs=runs, seed=study.seed, target=target)

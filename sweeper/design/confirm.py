@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sweeper.design.groups import label
 from sweeper.errors import PlanError
@@ -26,8 +27,9 @@ def plan_confirm(
     seed: int,
     *,
     target: float | None = None,
+    blocks: int | None = None,
 ) -> StagePlan:
-    """`repeats` blocks, each with every finalist and the baseline once, in random order.
+    """Up to `repeats` blocks, each with every finalist and the baseline once, in random order.
 
     All arms of a block share its seed, so that they are compared in pairs. Trials are `c-02-1`:
     block, then arm in the order given; the baseline comes last, unless it is a finalist itself.
@@ -36,9 +38,10 @@ def plan_confirm(
         study: The study.
         finalists: Best first; equal points count once.
         baseline: None when the study declares no whole baseline.
-        repeats: Number of blocks.
+        repeats: Budget of blocks.
         seed: Decides the order within the blocks.
         target: The effective target; None means the study's.
+        blocks: How many of them to lay out now (`extend_confirm` adds more); None means all.
 
     Raises:
         PlanError: no finalist.
@@ -53,28 +56,23 @@ def plan_confirm(
         arms.append(baseline)
     if baseline is None:
         notes.append("no baseline arm: not every parameter has a baseline")
-    order = random.Random(seed)  # noqa: S311 - a design, not a secret
-    trials = []
     digits = max(2, len(str(repeats)))
-    for block in range(1, repeats + 1):
-        places = list(enumerate(arms, start=1))
-        order.shuffle(places)
-        for arm, point in places:
-            groups = ["finalist"] if point in finalists else []
-            groups += ["baseline"] if point == baseline else []
-            first = f"c-{1:0{digits}d}-{arm}"
-            trials.append(
-                PlannedTrial(
-                    id=f"c-{block:0{digits}d}-{arm}",
-                    stage="confirm",
-                    label=label(study.space, point),
-                    groups=tuple(groups),
-                    point=point,
-                    seed=study.seed + SEED_OFFSET + block,
-                    replicate_of=None if block == 1 else first,
-                    block=block,
-                )
+    first: list[PlannedTrial] = []
+    for arm, point in enumerate(arms, start=1):
+        groups = ["finalist"] if point in finalists else []
+        groups += ["baseline"] if point == baseline else []
+        first.append(
+            PlannedTrial(
+                id=f"c-{1:0{digits}d}-{arm}",
+                stage="confirm",
+                label=label(study.space, point),
+                groups=tuple(groups),
+                point=point,
+                seed=study.seed + SEED_OFFSET + 1,
+                block=1,
             )
+        )
+    trials = _blocks(study, first, range(1, (blocks or repeats) + 1), digits, seed)
     return StagePlan(
         study=study.name,
         stage="confirm",
@@ -82,6 +80,53 @@ def plan_confirm(
         trials=tuple(trials),
         entries=len(trials),
         distinct=len(arms),
-        design={"kind": "randomised blocks", "runs": len(trials), "blocks": repeats},
+        design={
+            "kind": "randomised blocks",
+            "runs": len(trials),
+            "blocks": repeats,
+            "order_seed": seed,
+        },
         notes=tuple(notes),
     )
+
+
+def extend_confirm(study: Study, plan: StagePlan, blocks: int) -> StagePlan:
+    """The plan laid out up to `blocks` blocks; what it had stays as it was."""
+    first = sorted(
+        (t for t in plan.trials if t.block == 1), key=lambda t: int(t.id.rpartition("-")[2])
+    )
+    have = max(t.block for t in plan.trials)
+    digits = len(first[0].id.split("-")[1])
+    more = _blocks(study, first, range(have + 1, blocks + 1), digits, plan.design["order_seed"])
+    trials = (*plan.trials, *more)
+    return replace(
+        plan,
+        trials=trials,
+        entries=len(trials),
+        design={**plan.design, "runs": len(trials)},
+    )
+
+
+def _blocks(
+    study: Study,
+    first: Sequence[PlannedTrial],
+    numbers: range,
+    digits: int,
+    seed: int,
+) -> list[PlannedTrial]:
+    """Blocks with every arm of the first once, each in a random order of its own."""
+    trials = []
+    for block in numbers:
+        arms = list(enumerate(first, start=1))
+        random.Random(seed * 1000 + block).shuffle(arms)  # noqa: S311 - a design, not a secret
+        for arm, trial in arms:
+            trials.append(
+                replace(
+                    trial,
+                    id=f"c-{block:0{digits}d}-{arm}",
+                    seed=study.seed + SEED_OFFSET + block,
+                    replicate_of=None if block == 1 else trial.id,
+                    block=block,
+                )
+            )
+    return trials

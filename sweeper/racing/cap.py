@@ -1,72 +1,131 @@
-"""The cap: after how many seconds a trial can no longer enter the top k (method section 4).
+"""The cap: after how many seconds a trial can no longer matter (method section 4).
 
-It must not know processes or databases; it sees the times of a stage and gives a bound.
+It must not know processes or databases; it sees a stage's standing and gives a bound with its words.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sweeper.objective import time_to_target
-from sweeper.trial import Clock, TrialFacts
+from sweeper.racing.standing import Standing
+from sweeper.space import Point
+from sweeper.study import Question, Racing
+from sweeper.trial import PlannedTrial
 
-UNKNOWN_NOISE_SLACK = 1.10
-GRACE_FLOOR_S = 1.0
+QUESTION_FACTOR = 2.0
+"""Arms of a question are watched for so many times their partner's time: a pair keeps its data."""
 
 
 @dataclass(frozen=True)
 class Cap:
-    """A bound in seconds on the ranking clock, with the sentence that explains it."""
+    """A bound in seconds on the ranking clock, with the sentence that explains it.
+
+    `base_s` is the bound without slack: a trial that was watched for less could still matter.
+    """
 
     seconds: float
+    base_s: float
     why: str
 
 
-def kth_best(
-    facts: Sequence[TrialFacts], target: float, clock: Clock, k: int
-) -> tuple[float, float] | None:
-    """(k-th smallest, smallest) time over distinct points, or None until k points have reached.
-
-    A point's time is the median over its replicates that reached.
-    """
-    times: dict[str, list[float]] = defaultdict(list)
-    for trial in facts:
-        attempt = trial.counted
-        found = time_to_target(attempt, target, clock) if attempt else None
-        if found is not None and found.reached:
-            times[trial.trial.point.id].append(found.seconds)
-    medians = sorted(statistics.median(values) for values in times.values())
-    return (medians[k - 1], medians[0]) if len(medians) >= k else None
-
-
 def cap(
-    facts: Sequence[TrialFacts],
-    target: float,
-    clock: Clock,
+    trial: PlannedTrial,
+    standing: Standing,
     *,
     k: int,
-    slack: float | None,
-    group_best: float | None = None,
+    needed: Collection[str],
+    partners: Mapping[Point, Sequence[Point]],
+    racing: Racing,
 ) -> Cap | None:
-    """Seconds after which a trial cannot enter the top k; None while nothing can be said.
+    """Seconds after which a trial cannot matter; None while nothing can be said.
 
-    `group_best` is the best time of the trial's group where another group depends on that group: its
-    winner must not be cut off either. `slack` None means the method's default while the replicate
-    spread is unknown.
+    slack x max(B_k, best time of its group where another group depends on that): B_k is the k-th
+    smallest time over distinct points. An arm of a question has 2 x its partner's time instead
+    (2 x B_k while no partner has reached), if that is longer.
+
+    Args:
+        trial: The trial to bound.
+        standing: All runs that the ranking will look at; the trial's own do not bound it further.
+        k: How many points are kept.
+        needed: Groups whose winner another group takes.
+        partners: For each arm of a question, the points that it is compared with.
+        racing: The switches, and a declared slack.
     """
-    best = kth_best(facts, target, clock, k)
-    if best is None:
+    kth = standing.kth(k)
+    if kth is None:
         return None
-    factor = UNKNOWN_NOISE_SLACK if slack is None else slack
-    bound = max(best[0], group_best or 0.0)
-    if not math.isfinite(bound):
-        return None
-    seconds = max(GRACE_FLOOR_S, factor * bound)
-    return Cap(
-        seconds,
-        f"cannot enter the top {k}: its last place stands at {best[0]:.1f} s x {factor:.2f}",
-    )
+    slack = standing.slack(racing.slack)
+    base, best = kth, None
+    for group in needed:
+        if group in trial.groups:
+            best = _group_best(group, standing)
+            if best is None:  # nobody in it has reached: whoever does may be its winner
+                return None
+            base = max(base, best)
+    place = f"cannot enter the top {k}, the {ordinal(k)} best is {kth:.1f} s x {slack:.2f}"
+    if best is not None and best > kth:
+        place = f"cannot win its group, whose best is {best:.1f} s x {slack:.2f}, nor " + place
+    seconds = slack * base
+    if racing.questions and trial.point in partners:
+        partner = _fastest(partners[trial.point], standing)
+        known = kth if partner is None else partner
+        if QUESTION_FACTOR * known > seconds:
+            seconds = QUESTION_FACTOR * known
+            whose = f"the {ordinal(k)} best" if partner is None else "its partner in a question"
+            place = (
+                f"cannot enter the top {k}, and has had {QUESTION_FACTOR:g} x the {known:.1f} s "
+                f"of {whose}"
+            )
+    if seconds < racing.grace_s:
+        seconds, place = racing.grace_s, f"{place} (at least {racing.grace_s:g} s, grace_s)"
+    return Cap(seconds, base, place)
+
+
+def question_partners(
+    questions: Sequence[Question], points: Collection[Point]
+) -> Mapping[Point, Sequence[Point]]:
+    """For every point that is an arm of a declared question: the points it is compared with there.
+
+    Two points are arms of one question when they differ in its parameter alone, and both have one of
+    its levels and its `at`.
+    """
+    found: dict[Point, list[Point]] = {}
+    for question in questions:
+        arms: dict[Point, list[Point]] = {}
+        for point in dict.fromkeys(points):
+            if _is_arm(question, point):
+                rest = Point({n: v for n, v in point.items() if n != question.parameter})
+                arms.setdefault(rest, []).append(point)
+        for together in arms.values():
+            for arm in together:
+                found.setdefault(arm, []).extend(p for p in together if p != arm)
+    return {arm: tuple(dict.fromkeys(others)) for arm, others in found.items() if others}
+
+
+def _is_arm(question: Question, point: Point) -> bool:
+    if question.parameter not in point:
+        return False
+    if question.levels and point[question.parameter] not in question.levels:
+        return False
+    return all(point.get(name) == value for name, value in question.at.items())
+
+
+def _group_best(group: str, standing: Standing) -> float | None:
+    return min(_times_in(group, standing), default=None)
+
+
+def _times_in(group: str, standing: Standing) -> Iterator[float]:
+    for run in standing.runs:
+        if group in run.trial.groups and run.reached_s is not None:
+            yield run.reached_s
+
+
+def _fastest(points: Sequence[Point], standing: Standing) -> float | None:
+    return min((standing.medians[p] for p in points if p in standing.medians), default=None)
+
+
+def ordinal(number: int) -> str:
+    """`1st`, `2nd`, `5th`, `11th`."""
+    tail = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{tail}"

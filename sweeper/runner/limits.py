@@ -124,7 +124,15 @@ class Limits:
         if cap_s is None or crossed:
             return None
         if self._evaluated_s >= cap_s:
-            return Stop(Reason.CAP, f"not at the target by the cap of {cap_s:.4g} s", cap_s)
+            why = self._control.cap_why or self._spec.cap_why
+            message = f"not at the target by the cap of {cap_s:.4g} s"
+            if why:
+                message = f"stopped at {self._evaluated_s:.1f} s: {why}"
+            return Stop(Reason.CAP, message, cap_s)
+        if self._control.forecast:
+            seconds = clock.seconds(self._spec.clock)
+            message = f"stopped at {seconds:.1f} s: {self._control.forecast}"
+            return Stop(Reason.FORECAST, message, cap_s)
         if self._training_at is not None and clock.seconds(self._spec.clock) > CAP_BACKSTOP * cap_s:
             message = (
                 f"{CAP_BACKSTOP:g} times the cap of {cap_s:.4g} s passed without an evaluation"

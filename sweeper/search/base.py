@@ -5,11 +5,11 @@ It must not know processes, limits or targets: it sees points in and values out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from sweeper.space import Point
+from sweeper.space import Point, Value
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,24 @@ class Known:
 
     state: Literal["running", "complete", "failed"]
     value: float | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A trial as a sampler is shown it: its point, and what `Told` says (None while it runs)."""
+
+    point: Point
+    told: Told | None
+
+
+class Suggest(Protocol):
+    """Suggests a point of a region, from all that was seen; the same arguments, the same answer."""
+
+    def __call__(
+        self, varying: Mapping[str, Sequence[Value]], seen: Sequence[Seen], seed: int
+    ) -> Mapping[str, Value]:
+        """Values of the varying parameters: numeric within their levels' range, others one of them."""
+        ...
 
 
 class Search(Protocol):

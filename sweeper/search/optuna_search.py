@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
@@ -23,8 +24,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from sweeper.errors import DatabaseGone, DatabaseUnusable
-from sweeper.search.base import Known, Told
-from sweeper.space import Categorical, Float, Integer, Parameter, Point, Space
+from sweeper.search.base import Known, Seen, Suggest, Told
+from sweeper.space import NUMERIC, Categorical, Float, Integer, Parameter, Point, Space, Value
 
 # Any number will do that nobody else takes for an advisory lock in this database.
 _LOCK = 0x5357_4545_5002
@@ -225,6 +226,70 @@ def _alone(url: str) -> Iterator[None]:
         connection.execute(sqlalchemy.text("SET lock_timeout = '60s'"))
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
         yield  # closing the connection gives the lock back
+
+
+def sampler(strategy: Literal["tpe", "gp"], space: Space) -> Suggest:
+    """Optuna's TPE (multivariate) or Gaussian process as a function of what was seen.
+
+    Times are seen as logarithms. A censored trial has its bound and a violated constraint, so it ranks
+    after everything that reached; trials outside the region are left out, because Optuna refuses them.
+    """
+
+    def suggest(
+        varying: Mapping[str, Sequence[Value]], seen: Sequence[Seen], seed: int
+    ) -> Mapping[str, Value]:
+        logging.getLogger("optuna").setLevel(logging.WARNING)
+        distributions = {n: _within(space.parameters[n], v) for n, v in varying.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            chosen: optuna.samplers.BaseSampler = (
+                optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=5)
+                if strategy == "tpe"
+                else optuna.samplers.GPSampler(seed=seed, n_startup_trials=5)
+            )
+            study = optuna.create_study(sampler=chosen, direction="minimize")
+            study.add_trials([t for one in seen for t in _trials(one, distributions)])
+            return dict(study.ask(distributions).params)
+
+    return suggest
+
+
+def _within(parameter: Parameter, levels: Sequence[Value]) -> BaseDistribution:
+    """The distribution of a parameter on the range (or the choice) of some of its levels."""
+    if not isinstance(parameter, NUMERIC):
+        return CategoricalDistribution(list(levels))
+    low, high = min(levels), max(levels)
+    if isinstance(parameter, Float):
+        return FloatDistribution(float(low), float(high), log=parameter.scale == "log")
+    log = parameter.scale == "log" and parameter.step == 1
+    return IntDistribution(int(low), int(high), log=log, step=parameter.step)
+
+
+def _trials(
+    seen: Seen, distributions: Mapping[str, BaseDistribution]
+) -> Iterator[optuna.trial.FrozenTrial]:
+    """The trial as Optuna wants it; none where its point is outside, or it failed."""
+    point = {name: seen.point.get(name) for name in distributions}
+    for name, value in point.items():
+        kind = distributions[name]
+        inside = (
+            value in kind.choices
+            if isinstance(kind, CategoricalDistribution)
+            else value is not None and kind._contains(kind.to_internal_repr(value))  # noqa: SLF001 - no public form
+        )
+        if not inside:
+            return
+    if seen.told is None:
+        yield create_trial(
+            state=TrialState.RUNNING, params=point, distributions=dict(distributions)
+        )
+    elif seen.told.value is not None:
+        yield create_trial(
+            value=math.log(max(seen.told.value, 1e-9)),
+            params=point,
+            distributions=dict(distributions),
+            constraints={"loss": seen.told.violation},
+        )
 
 
 @contextlib.contextmanager

@@ -125,9 +125,6 @@ def _not_yet(document: _Document) -> Iterator[Problem]:
         yield Problem(("notify",), f"{absent} (the exit code says how a stage ended)")
     if document.objective.goal == "final":
         yield Problem(("objective", "goal"), f'got "final": {absent}, or use "time_to_target"')
-    if document.stage2.strategy != "fraction":
-        strategy = show(document.stage2.strategy)
-        yield Problem(("stage2", "strategy"), f'got {strategy}: {absent}, or use "fraction"')
     if document.stage2.extra:
         yield Problem(("stage2", "extra"), f"got {document.stage2.extra}: {absent}, or use 0")
 

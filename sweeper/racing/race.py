@@ -1,0 +1,140 @@
+"""One stage's race: every rule of method section 4 behind one value, each with its switch and words.
+
+It must not know processes, databases or plans to come; it is asked, and never acts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sweeper.racing.cap import Cap, cap, question_partners
+from sweeper.racing.forecast import Curves, Finished, LeaveOneOut, Track, Trust, is_late
+from sweeper.racing.order import promising_first
+from sweeper.racing.reach import fallback, reach
+from sweeper.racing.rungs import cut
+from sweeper.racing.standing import Standing, Times
+from sweeper.space import Point
+from sweeper.study import Study
+from sweeper.trial import Evaluation, PlannedTrial, StagePlan, TrialFacts
+
+
+@dataclass(frozen=True)
+class Early:
+    """Why a running trial need not go on, or (not `may_stop`) what would have been said."""
+
+    why: str
+    may_stop: bool
+
+
+@dataclass
+class Race:
+    """Who may still matter in a stage that keeps `keep` points (None: nothing is raced).
+
+    `needed` are groups whose winner other groups take; `earlier` are facts of stages before, whose
+    points compete for the same places. `ordered` lets waiting trials change places.
+    """
+
+    study: Study
+    keep: int | None
+    needed: frozenset[str] = frozenset()
+    earlier: Sequence[TrialFacts] = ()
+    ordered: bool = False
+    _times: Times = field(init=False)
+    _curves: Curves = field(init=False)
+    _left_out: LeaveOneOut = field(init=False)
+    _seen: Standing | None = field(default=None, init=False)
+    _finished: tuple[Finished, ...] = field(default=(), init=False)
+    _tracks: tuple[Track, ...] = field(default=(), init=False)
+    _trust: Trust | None = field(default=None, init=False)
+    _plan: StagePlan | None = field(default=None, init=False)
+    _partners: Mapping[Point, Sequence[Point]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._times = Times(self.study.objective.clock)
+        self._curves = Curves(self.study.objective.clock)
+        self._left_out = LeaveOneOut()
+
+    def standing(self, facts: Sequence[TrialFacts], target: float) -> Standing:
+        """All runs that compete, judged at a target."""
+        return self._times.standing([*self.earlier, *facts], target)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything may be cut at all."""
+        return self.keep is not None and self.study.objective.goal == "time_to_target"
+
+    def cap(self, trial: PlannedTrial, standing: Standing, plan: StagePlan) -> Cap | None:
+        """The bound of a trial now, or None."""
+        if self.keep is None or not self.active or not self.study.racing.cap:
+            return None
+        if plan is not self._plan:
+            points = [t.point for t in plan.trials if not t.open]
+            self._plan, self._partners = plan, question_partners(self.study.questions, points)
+        return cap(
+            trial,
+            standing,
+            k=self.keep,
+            needed=self.needed,
+            partners=self._partners,
+            racing=self.study.racing,
+        )
+
+    def order(self, ready: Sequence[PlannedTrial], standing: Standing) -> list[PlannedTrial]:
+        """Waiting trials, the one to start next first."""
+        if not self.ordered or not self.study.racing.order:
+            return list(ready)
+        return promising_first(
+            ready,
+            standing,
+            baseline=self.study.space.baseline(),
+            limit_s=self.study.limits.trial_s,
+        )
+
+    def early(
+        self, curve: Sequence[Evaluation], bound: Cap | None, standing: Standing
+    ) -> Early | None:
+        """Whether a running trial is already known to miss its cap: by a rung, or by forecast.
+
+        Never before k have reached (there is no cap then), so that a fallback finds whole curves.
+        Rungs must be switched on. A forecast stops only where leave-one-out over at least k finished
+        curves allows it, and never a schedule with a late decay.
+        """
+        racing = self.study.racing
+        if bound is None or self.keep is None or not (racing.forecast or racing.rungs):
+            return None
+        track = Track.of(curve, standing.clock)
+        if standing is not self._seen:
+            self._seen, self._trust = standing, None
+            self._finished = self._curves.finished(standing)
+            self._tracks = self._curves.tracks(standing)
+        if racing.rungs and not racing.late_decay:
+            fallen = cut(track, self._finished, self._tracks, k=self.keep, cap_s=bound.seconds)
+            if fallen is not None:
+                words = (
+                    f"rung at {fallen.at_s:.1f} s: loss {fallen.loss:.4g}, where {fallen.bar:.4g} "
+                    "goes on"
+                )
+                return Early(words, may_stop=True)
+        if not racing.forecast:
+            return None
+        expected = is_late(track, self._finished, standing.target, bound.seconds)
+        if expected is None:
+            return None
+        if self._trust is None:
+            self._trust = self._left_out.trust(self._finished, standing.target, self.keep)
+        words = (
+            f"forecast to cross at {expected:.1f} s at the earliest, its cap is "
+            f"{bound.seconds:.1f} s ({self._trust.words()})"
+        )
+        return Early(words, may_stop=self._trust.granted and not racing.late_decay)
+
+    def reachability(self, standing: Standing) -> str:
+        """A sentence when the target looks out of reach; nothing is switched by it."""
+        return reach(standing).words(standing.target) if self.active else ""
+
+    def fallback(self, standing: Standing) -> tuple[float, str] | None:
+        """The fallback target to switch to now, with the reason, or None."""
+        if self.keep is None or not self.active or not self.study.racing.fallback:
+            return None
+        return fallback(standing, self.study.objective.fallback, self.keep)

@@ -1,0 +1,212 @@
+"""The loop on recorded curves: caps that move while trials run, fallbacks, several slots, and words."""
+
+import json
+import math
+
+import pytest
+
+from sweeper.executors.replay import Recording
+from sweeper.replay import (
+    recorded_plan,
+    recording_of,
+    recordings_of,
+    replay,
+    with_racing,
+    without_racing,
+)
+from sweeper.stages import FixedStage, Stage1
+from sweeper.study_file import load
+from sweeper.trial import Evaluation, Outcome, Phases, Reason
+from tests.loop.test_sweep import STUDY, seconds_of
+
+
+def recording(spec, *, floor=1.0, every=0.5, most_s=60.0):
+    tau = seconds_of(spec) / math.log((4 - floor) / (2 - floor)) if floor < 2 else 5.0
+    curve = []
+    for i in range(int(most_s / every)):
+        t = i * every
+        loss = floor + (4 - floor) * math.exp(-t / tau)
+        clock = Phases(startup=1.0, train=t, eval=0.01 * i)
+        curve.append(Evaluation(i, i * 1000, clock, loss))
+        if loss <= 2.0:
+            break
+    return Recording(tuple(curve), curve[-1].clock, Reason.STEPS)
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "study.toml").write_text(STUDY.replace("CAP", "true"))
+    return load(tmp_path / "study.toml")
+
+
+def times(run):
+    clock = {f.trial.id: f.counted.phases.train for f in run.end.facts}
+    return sorted((s, i) for i, s in clock.items() if s)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_racing_saves_time_and_keeps_the_top(study, slots):
+    free = replay(
+        without_racing(study), Stage1(without_racing(study), 2), recording, target=2.0, slots=slots
+    )
+    raced = replay(study, Stage1(study, 2), recording, target=2.0, slots=slots)
+    assert {f.counted.outcome for f in free.end.facts} == {Outcome.REACHED}
+    assert times(free)[:2] == times(raced)[:2]
+    assert raced.train_s < free.train_s
+    cut = [f.counted for f in raced.cut()]
+    assert cut
+    for attempt in cut:
+        assert attempt.message.startswith(f"stopped at {attempt.phases.train:.1f} s: ")
+        assert attempt.cap_s is not None
+    assert any("cannot enter the top 2, the 2nd best is " in a.message for a in cut)
+
+
+def test_a_cap_is_lowered_while_a_trial_runs(study):
+    """With three slots the slow arm starts uncapped, and ends at a cap that others set meanwhile."""
+    plain = with_racing(study, forecast=False, order=False)
+    raced = replay(plain, Stage1(plain, 2), recording, target=2.0, slots=3)
+    assert any("cap" in note and "(was none)" in note for note in raced.notes)
+    first = {f.trial.id: f.counted for f in raced.end.facts}
+    assert first["s1-B1"].reason is Reason.CAP
+    assert first["s1-B1"].phases.train < seconds_of_fact(raced, "s1-B1")
+
+
+def seconds_of_fact(run, name):
+    point = next(f.trial.point for f in run.end.facts if f.trial.id == name)
+
+    class Spec:
+        argv = (f"--lr={point['lr']}", f"--batch={point['batch']}")
+
+    return seconds_of(Spec)
+
+
+def test_a_stop_comes_at_the_first_evaluation_at_or_after_the_cap(study):
+    plain = with_racing(study, forecast=False)
+    raced = replay(plain, Stage1(plain, 2), recording, target=2.0)
+    for fact in raced.cut():
+        curve = fact.counted.curve
+        assert curve[-1].clock.train >= fact.counted.cap_s > curve[-2].clock.train
+
+
+def test_a_time_that_becomes_slower_reopens_who_it_cut_off(study):
+    """A point's second run is far slower: its median moves, and the cap that its first run set."""
+    free = without_racing(study)
+    known = replay(free, Stage1(free, 2), recording, target=2.0).end.facts
+    best, second, *_, third = sorted(known, key=lambda f: f.counted.phases.train)
+    from dataclasses import replace
+
+    again = replace(second.trial, id="s1-again", seed=7, replicate_of=second.trial.id)
+    slow = recording_of(third.counted)
+    stretched = [replace(e, clock=replace(e.clock, train=3 * e.clock.train)) for e in slow.curve]
+
+    def find(spec):
+        if spec.trial == "s1-again":
+            return Recording(tuple(stretched), stretched[-1].clock, Reason.STEPS)
+        return recordings_of(known)(spec)
+
+    plan = recorded_plan(study, "stage1", [best, second, third], 2.0)
+    plan = replace(plan, trials=(*plan.trials, again))
+    racing = with_racing(study, forecast=False, order=False, slack=1.0)
+    run = replay(racing, FixedStage(racing, plan, 2), find, target=2.0)
+    tries = {f.trial.id: [a.reason for a in f.attempts] for f in run.end.facts}
+    assert tries[third.trial.id] == [Reason.CAP, Reason.TARGET]
+    assert tries["s1-again"] == [Reason.CAP, Reason.CAP]  # the new second place gave it more time
+
+
+def test_stage_two_starts_with_the_caps_of_stage_one(study):
+    first = replay(study, Stage1(study, 2), recording, target=2.0)
+    plan = recorded_plan(study, "stage1", first.end.facts, 2.0)
+    from dataclasses import replace
+
+    trials = tuple(replace(t, id=f"s2-{n}", seed=t.seed + 1000) for n, t in enumerate(plan.trials))
+    second = replace(plan, stage="stage2", trials=trials)
+    stage = FixedStage(study, second, 1, earlier=first.end.facts)
+    run = replay(study, stage, recording, target=2.0)
+    alone = replay(study, FixedStage(study, second, 1), recording, target=2.0)
+    assert run.train_s < alone.train_s
+    slowest = max(run.end.facts, key=lambda f: seconds_of_fact(run, f.trial.id))
+    assert slowest.counted.outcome is Outcome.CENSORED
+
+
+def test_the_target_falls_back_once_k_have_used_up_their_limits(study):
+    seen = []
+
+    def find(spec):
+        seen.append(spec.target)
+        return recording(spec, floor=2.2)
+
+    run = replay(study, Stage1(study, 2), find, target=2.0)
+    assert run.end.record.effective_target == 2.5
+    assert seen[:2] == [2.0, 2.0]
+    assert seen[-1] == 2.5
+    assert any("the target is 2.5 from here on" in note for note in run.notes)
+    assert any("looks out of reach" in note for note in run.notes)
+    fixed = with_racing(study, fallback=False)
+    seen.clear()
+    late = replay(fixed, Stage1(fixed, 2), find, target=2.0)
+    assert set(seen) == {2.0}
+    assert late.end.record.effective_target == 2.5  # judged at the end, as before
+    assert run.train_s < late.train_s
+
+
+def test_the_trial_limit_holds_in_virtual_time(study):
+    run = replay(study, Stage1(study, 2), lambda s: recording(s, floor=2.6), target=2.0)
+    ended = [f.counted for f in run.end.facts]
+    assert {a.reason for a in ended} == {Reason.TIMEOUT}
+    assert all(a.phases.seconds("wall") <= study.limits.trial_s + 1.0 + 0.5 for a in ended)
+
+
+def test_what_was_never_recorded_is_a_failure_and_not_a_time(study):
+    free = without_racing(study)
+    known = replay(free, Stage1(free, 2), recording, target=2.0).end.facts
+    plan = recorded_plan(study, "stage1", known, 2.0)
+    run = replay(study, FixedStage(study, plan, 2), recordings_of(known[1:]), target=2.0)
+    assert run.end.facts[0].counted.reason is Reason.ENVIRONMENT
+    assert all(f.counted.outcome is not Outcome.FAILED for f in run.end.facts[1:])
+
+
+def test_84_trials_take_little_processor_time(study):
+    """48 + 36 trials of 60 evaluations each; the bound is generous: what is meant is "no minutes"."""
+    import time
+
+    def long(spec):
+        return recording(spec, every=seconds_of(spec) / 55)
+
+    free = without_racing(study)
+    known = replay(free, Stage1(free, 2), recording, target=2.0).end.facts
+    from dataclasses import replace
+
+    base = recorded_plan(study, "stage1", known, 2.0)
+    trials = tuple(
+        replace(base.trials[n % len(base.trials)], id=f"s1-X{n}", seed=n) for n in range(84)
+    )
+    began = time.process_time()
+    run = replay(
+        study, FixedStage(study, replace(base, trials=trials), 5), long, target=2.0, slots=4
+    )
+    assert len(run.end.facts) == 84
+    assert all(f.counted is not None for f in run.end.facts)
+    assert time.process_time() - began < 20
+
+
+def test_the_command_shows_what_rules_save(study, tmp_path, capsys):
+    from sweeper.cli import main
+    from sweeper.commands.output import attempt_document
+
+    free = without_racing(study)
+    known = replay(free, Stage1(free, 2), recording, target=2.0).end.facts
+    lines = [
+        json.dumps(attempt_document(study, f.trial, a, 2.0)) for f in known for a in f.attempts
+    ]
+    export = tmp_path / "trials.jsonl"
+    export.write_text("\n".join(lines) + "\n")
+    home = ["--home", str(tmp_path / "home")]
+    assert main(["replay", str(export), str(study.folder), "--json", *home]) == 0
+    document = json.loads(capsys.readouterr().out)
+    played = {one["rules"]: one for one in document["stages"]["stage1"]}
+    assert played["nothing"]["saved"] == 0
+    assert played["cap"]["saved"] > 0.05
+    assert all(one["top_kept"] and one["winner_kept"] for one in played.values())
+    export.write_text(lines[0] + "\n{}\n")
+    assert main(["replay", str(export), str(study.folder), *home]) == 2
+    assert "line 2" in capsys.readouterr().err
