@@ -6,7 +6,7 @@ It must not know executors or databases; it joins design and racing to what has 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from sweeper.design.groups import plan_stage1, winner
@@ -46,6 +46,7 @@ class Stage1:
     study: Study
     keep: int
     name: StageName = "stage1"
+    _plans: dict[str, StagePlan] = field(default_factory=dict, init=False, compare=False)
 
     def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
         """Re-plan with the winners that the facts decide; a winner that others were built on stays."""
@@ -56,8 +57,11 @@ class Stage1:
             levels = winner(self.study, group.best_of.group, facts, self.study.objective.target)
             if levels is not None:
                 decided[group.best_of.group] = levels
-        plan = plan_stage1(self.study, decided)
-        return replace(plan, design={**plan.design, "winners": decided})
+        known = repr(decided)  # the same winners make the same plan, and are asked for often
+        if known not in self._plans:
+            plan = plan_stage1(self.study, decided)
+            self._plans[known] = replace(plan, design={**plan.design, "winners": decided})
+        return self._plans[known]
 
     def cap(self, trial: PlannedTrial, facts: Sequence[TrialFacts], target: float) -> Cap | None:
         """Method section 4; groups that others depend on are judged against their own best too."""

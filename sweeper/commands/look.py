@@ -39,6 +39,7 @@ from sweeper.study import Group, Study
 from sweeper.trial import PlannedTrial, StagePlan, TrialFacts
 
 CHECK_LIMIT_S = 120.0
+MOST_CANDIDATES = 200  # curves that `status` reads
 MOST_WINNERS = 200  # combinations of group winners that `check` asks the trainer about
 
 
@@ -286,7 +287,7 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
         return empty
     counts = store.counts(study.name)
     stages = []
-    left, walls = 0, []
+    left = 0
     for record in records:
         found = counts.get(record.stage, {})
         done = sum(found.get(k, 0) for k in ("reached", "censored", "failed", "invalid"))
@@ -307,11 +308,12 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
             left += planned - done
     best: dict[str, Any] | None = None
     target = records[-1].effective_target
-    for facts in store.facts(study.name):
+    every = store.facts(study.name, curves=False)
+    walls = [f.counted.wall_s for f in every if f.counted is not None]
+    for facts in store.facts(study.name, trials=_shortest(every, target, study)):
         attempt = facts.counted
         if attempt is None:
             continue
-        walls.append(attempt.wall_s)
         found_time = time_to_target(attempt, target, study.objective.clock)
         if found_time is None or not found_time.reached:
             continue
@@ -324,6 +326,23 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
             }
     eta = left * statistics.median(walls) if walls and left else None
     return {"study": study.name, "stages": stages, "incumbent": best, "eta_s": eta}
+
+
+def _shortest(every: Sequence[TrialFacts], target: float, study: Study) -> list[str]:
+    """The trials among which the incumbent is: the shortest of those whose loss was low enough.
+
+    A run ends soon after its target, so that what it took in all tells the fast from the slow; the
+    margin is for runs that went on to a harder target than the one they are judged at.
+    """
+    clock = study.objective.clock
+    low = [
+        (f.counted.phases.seconds(clock), f.trial.id)
+        for f in every
+        if f.counted is not None
+        and f.counted.best_loss is not None
+        and f.counted.best_loss <= target
+    ]
+    return [trial_id for _, trial_id in sorted(low)[:MOST_CANDIDATES]]
 
 
 def find_trial(store: Store, study: Study, trial_id: str) -> TrialFacts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -184,17 +184,26 @@ class MemoryStore:
         with self._lock:
             return list(self._begun(study).values())
 
-    def facts(self, study: str, stage: StageName | None = None) -> Sequence[TrialFacts]:
+    def facts(
+        self,
+        study: str,
+        stage: StageName | None = None,
+        *,
+        trials: Collection[str] | None = None,
+        curves: bool = True,
+    ) -> Sequence[TrialFacts]:
         """See `Store.facts`."""
         with self._lock:
             ended: dict[str, list[AttemptFacts]] = {}
             for (trial_id, _), facts in sorted(self._of(study).items(), key=lambda item: item[0]):
-                ended.setdefault(trial_id, []).append(facts)
+                kept = facts if curves else replace(facts, curve=())
+                ended.setdefault(trial_id, []).append(kept)
             return [
                 TrialFacts(trial, tuple(ended.get(trial.id, ())))
                 for record in self.stages(study)
                 if stage in (None, record.stage)
                 for trial in record.plan.trials
+                if trials is None or trial.id in trials
             ]
 
     def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
