@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "executors": WORDS | {"devices", "runner"},
     "storage": WORDS,
     "report": WORDS | {"analysis", "configuration"},
+    "behind": set(),
     "patience": {"errors"},
     "plan_document": {"space", "trial"},
     "telling": WORDS | {"search.base"},
@@ -53,7 +54,8 @@ ALLOWED: dict[str, set[str]] = {
     "stages": WORDS | {"design", "racing"},
     "sweep": WORDS
     | SEAMS
-    | {"attempts", "checkpoints", "oom", "patience", "places", "plan_document", "stages"}
+    | {"attempts", "behind", "checkpoints", "oom", "patience", "places", "plan_document"}
+    | {"stages"}
     | {"telling"},
     "app": WORDS | EDGE | {"sweep", "search", "executors", "storage", "report"},
     "commands": WORDS
