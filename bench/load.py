@@ -1,6 +1,6 @@
 """What size costs: 10,000 trials x 100 evaluations in the database, and 5,000 trials on 200 slots.
 
-Run: python bench/load.py [--trials 10000] [--evaluations 100] [--simulated 5000] [--slots 200] [--out FILE]
+Run: python bench/load.py [--trials 10000] [--evaluations 100] [--simulated 5000] [--slots 200]
 
 The first part fills a real Postgres and times the commands that people wait for, as processes. The
 second runs the loop itself on the simulated executor with the same Postgres and Optuna: how many
@@ -39,7 +39,7 @@ name = "load"
 [objective]
 target = 2.0
 [trainer]
-command = ["{{python}}", "-c", "pass", "{{place}}"]
+command = ["{{python}}", "-c", "pass", "{{a}}", "{{b}}", "{{c}}", "{{d}}"]
 [limits]
 steps = 100000
 trial_s = 1000
@@ -47,14 +47,10 @@ trial_s = 1000
 gpus = 0
 [racing]
 cap = {cap}
-[space.place]
-type = "int"
-low = 1
-high = {trials}
-baseline = 1
+{space}
 [[stage1.group]]
 name = "A"
-vary = {{ place = [{places}] }}
+grid = {{ {grid} }}
 [stage2]
 from_top = 6
 """
@@ -77,8 +73,12 @@ ANALYZE;
 
 def study_in(folder: Path, trials: int, *, cap: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    places = ", ".join(map(str, range(1, trials + 1)))
-    text = STUDY.format(trials=trials, places=places, cap=str(cap).lower())
+    levels = {"a": 10, "b": 10, "c": 10, "d": trials // 1000}
+    space = "\n".join(
+        f'[space.{name}]\ntype = "int"\nlow = 1\nhigh = 10\nbaseline = 1' for name in levels
+    )
+    grid = ", ".join(f"{name} = {list(range(1, n + 1))}" for name, n in levels.items())
+    text = STUDY.format(space=space, grid=grid, cap=str(cap).lower())
     (folder / "study.toml").write_text(text, encoding="utf-8")
     return folder / "study.toml"
 
@@ -135,7 +135,7 @@ def timed(command: list[str], env: dict[str, str]) -> dict[str, float]:
 
 def play(spec: AttemptSpec) -> tuple[list[str], AttemptOutcome]:
     """100 evaluations on the way to the target; how long depends on the place."""
-    place = int(spec.argv[-1])
+    place = int("".join(spec.argv[-4:]))
     wall_s = 20 + 10 * math.sin(place) ** 2
     lines = []
     for n in range(100):
@@ -210,7 +210,7 @@ def simulated(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--trials", type=int, default=10_000, help="a multiple of 1000")
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--simulated", type=int, default=5000)
     parser.add_argument("--slots", type=int, default=200)

@@ -6,6 +6,7 @@ It must not know any tool or what is measured.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import platform
@@ -103,5 +104,5 @@ def outcomes(folder: Path) -> list[dict[str, object]]:
 def gaps_s(marks: Path) -> list[float]:
     """From each end of training to the next beginning, in order."""
     found = [json.loads(line) for line in marks.read_text(encoding="utf-8").splitlines()]
-    pairs = zip(found, found[1:], strict=False)
+    pairs = itertools.pairwise(found)
     return [b["at"] - a["at"] for a, b in pairs if (a["mark"], b["mark"]) == ("ended", "began")]

@@ -220,6 +220,16 @@ class AttemptFacts:
         return {}
 
 
+class Brief(NamedTuple):
+    """The little of an ended attempt that says how a stage stands: thousands are read in no time."""
+
+    trial_id: str
+    outcome: Outcome
+    wall_s: float
+    best_loss: float | None
+    phases: Phases
+
+
 @dataclass(frozen=True)
 class DeviceSample:
     """One look at a device while an attempt ran, `at_s` seconds (monotonic) after its start.

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from sweeper.trial import (
     AttemptFacts,
+    Brief,
     DeviceSample,
     Outcome,
     PlannedTrial,
@@ -174,6 +175,10 @@ class Store(Protocol):
 
         `trials` narrows to these ids. Without `curves` every curve is empty: a hundredth of the work.
         """
+        ...
+
+    def brief(self, study: str) -> Sequence[Brief]:
+        """Every ended attempt of a study, those of a trial oldest first, without points and curves."""
         ...
 
     def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:

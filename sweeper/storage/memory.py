@@ -22,7 +22,15 @@ from sweeper.storage.base import (
     no_counts,
     storable,
 )
-from sweeper.trial import AttemptFacts, DeviceSample, PlannedTrial, StageName, StagePlan, TrialFacts
+from sweeper.trial import (
+    AttemptFacts,
+    Brief,
+    DeviceSample,
+    PlannedTrial,
+    StageName,
+    StagePlan,
+    TrialFacts,
+)
 
 _Attempt = tuple[str, int]
 
@@ -205,6 +213,14 @@ class MemoryStore:
                 for trial in record.plan.trials
                 if trials is None or trial.id in trials
             ]
+
+    def brief(self, study: str) -> Sequence[Brief]:
+        """See `Store.brief`."""
+        return [
+            Brief(f.trial.id, a.outcome, a.wall_s, a.best_loss, a.phases)
+            for f in self.facts(study)
+            for a in f.attempts
+        ]
 
     def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
         """See `Store.counts`."""

@@ -27,8 +27,10 @@ from sweeper.storage.schema import (
 )
 from sweeper.trial import (
     AttemptFacts,
+    Brief,
     Evaluation,
     Outcome,
+    Phases,
     PlannedTrial,
     StageName,
     StagePlan,
@@ -223,6 +225,20 @@ def read_facts(
     return [
         TrialFacts(rows.trial_value(row, row.stage), tuple(of_trial[row.trial_key]))
         for row in planned
+    ]
+
+
+def read_brief(connection: Connection, study: str) -> list[Brief]:
+    """See `Store.brief`."""
+    query = (
+        select(trials.c.trial, *rows.BRIEF_COLUMNS)
+        .select_from(STUDY_ATTEMPTS)
+        .where(studies.c.study == study, attempts.c.outcome.is_not(None))
+        .order_by(attempts.c.trial_key, attempts.c.attempt)
+    )
+    return [
+        Brief(name, Outcome(outcome), wall_s, best_loss, Phases(*seconds))
+        for name, outcome, wall_s, best_loss, *seconds in connection.execute(query)
     ]
 
 

@@ -50,6 +50,7 @@ from sweeper.storage.schema import (
 from sweeper.storage.url import mask, parse
 from sweeper.trial import (
     AttemptFacts,
+    Brief,
     DeviceSample,
     PlannedTrial,
     StageName,
@@ -304,6 +305,10 @@ class SqlStore:
                 connection, study, stage, only=trials, curves=curves
             )
         )
+
+    def brief(self, study: str) -> Sequence[Brief]:
+        """See `Store.brief`; one query."""
+        return self._run(lambda connection: queries.read_brief(connection, study))
 
     def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
         """See `Store.counts`."""

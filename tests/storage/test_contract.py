@@ -472,3 +472,7 @@ def test_facts_of_some_trials_and_without_curves(store):
     assert [f.trial.id for f in bare] == ["a", "b"]
     assert [f.attempts for f in bare] == [(replace(ended(), curve=()),)] * 2
     assert store.facts("demo", trials=[]) == []
+    facts = ended()
+    assert store.brief("demo") == [
+        (name, facts.outcome, facts.wall_s, facts.best_loss, facts.phases) for name in ("a", "b")
+    ]
