@@ -195,7 +195,10 @@ def simulated(
         for a, b in zip(executor.marks, executor.marks[1:], strict=False)
     ]
     return {
-        "trials": trials, "slots": slots, "cap": cap, "optuna": optuna,
+        "trials": trials,
+        "slots": slots,
+        "cap": cap,
+        "optuna": optuna,
         "wall_s": round(wall_s, 1),
         "wall_ms_per_trial": round(1e3 * wall_s / trials, 2),
         "cpu_ms_per_trial": round(1e3 * cpu_s / trials, 2),
