@@ -82,7 +82,7 @@ def measure(factors, runs: int, *, pydoe3: bool) -> dict[str, object]:
         efficiency(model.columns(terms, draw)) for draw in draws
     )
     if pydoe3 and math.prod(shape) <= 4096:
-        from pyDOE3.doe_optimal import optimal_design  # noqa: PLC0415 - optional here
+        from pyDOE3.doe_optimal import optimal_design
 
         every = np.array(list(product(*(range(count) for count in shape))))
         candidates = model.columns(terms, every)[:, 1:]

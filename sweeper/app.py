@@ -195,8 +195,11 @@ class App:
 
         return open_search
 
-    def executor(self, study: Study) -> LocalExecutor:
-        """The local executor on the devices asked for; this process then leaves their cores."""
+    def executor(self, study: Study, note: Callable[[str], None]) -> LocalExecutor:
+        """The local executor on the devices asked for; this process then leaves their cores.
+
+        `note` hears when a warm parent is given up.
+        """
         from sweeper.executors.local import LocalExecutor  # noqa: PLC0415
 
         executor = LocalExecutor.on_devices(
@@ -206,9 +209,9 @@ class App:
             study=study.name,
         )
         self._closing.callback(executor.close)
-        if study.trainer.module and not self._args.cold:
+        if not self._args.cold:
             folder = (study.folder / (study.trainer.cwd or ".")).resolve()
-            executor.warm_up(study.trainer.module, folder)
+            executor.warm_up(study.trainer.module, folder, note)
         if executor.own_cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, executor.own_cores)
         return executor

@@ -113,8 +113,8 @@ def prepare(
         paths.folder.parent.parent.stat()
         make_private(paths.folder)
         if study.trainer.config is not None:
-            write_whole(paths.config, tomli_w.dumps(config))
-        write_json(paths.spec, spec.to_json())
+            write_whole(paths.config, tomli_w.dumps(config), lasting=False)
+        write_json(paths.spec, spec.to_json(), lasting=False)
     except OSError as error:
         raise disk_unusable(paths.folder, error) from None
     return paths.spec

@@ -74,6 +74,13 @@ def time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeTo
     """
     if attempt.outcome not in (Outcome.REACHED, Outcome.CENSORED):
         return None
+    known: TimeToTarget | None = attempt.derived.get((target, clock))
+    if known is None:  # a race asks for all of them whenever one trial has ended
+        known = attempt.derived[target, clock] = _time_to_target(attempt, target, clock)
+    return known
+
+
+def _time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeToTarget:
     found = crossing(attempt.curve, target, clock)
     if found is not None:
         return found

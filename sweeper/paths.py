@@ -16,8 +16,12 @@ PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, *, lasting: bool = True) -> None:
     """Write a file so that it appears whole or not at all (temp file beside it, then rename).
+
+    Without `lasting` it need not outlive a power cut (after which it may be empty): for what nobody
+    needs once the machine has stopped. Kills do it no harm either way, and the wait for the disk,
+    milliseconds that a device would idle, is saved.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the old file, if any, is untouched.
@@ -27,8 +31,9 @@ def write_whole(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -36,12 +41,12 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write one strict JSON document (no NaN, no Infinity), whole.
+def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
+    """Write one strict JSON document (no NaN, no Infinity), whole; `lasting` as in `write_whole`.
 
     It is plain ASCII, so that a path that is no valid Unicode survives too.
     """
-    write_whole(path, json.dumps(value, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(value, allow_nan=False) + "\n", lasting=lasting)
 
 
 def make_private(path: Path) -> Path:

@@ -143,6 +143,7 @@ class AttemptOutcome(_Document):
 
     `started_at` and `ended_at` are Unix times for people, `wall_s` is monotonic. `cap_s` is the cap
     in force when it was stopped for one. `warm`: the trainer was forked from a warm parent.
+    `cpu_s` is what the runner and all that it collected, the trainer too, used of processors.
     `stderr_tail` keeps the last lines for a failure's message.
     `observed` is what was seen on the device (lease, telemetry, shares, doubts in words); any doubt
     makes `validity` suspect. `adjusted` repeats the spec's.
@@ -162,6 +163,7 @@ class AttemptOutcome(_Document):
     cap_s: float | None = None
     clock_source: Literal["trainer", "runner"] = "trainer"
     warm: bool = False
+    cpu_s: float | None = None
     stderr_tail: str = ""
     events: int = 0
     ignored_events: int = 0

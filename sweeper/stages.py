@@ -75,9 +75,7 @@ class Stage1:
             levels = winner(self.study, group.best_of.group, facts, self.study.objective.target)
             if levels is not None:
                 decided[group.best_of.group] = levels
-        known = repr(
-            decided
-        )  # the same winners make the same plan, and are asked for again and again
+        known = repr(decided)  # the same winners make the same plan, and are asked for often
         if known not in self._plans:
             plan = plan_stage1(self.study, decided)
             self._plans[known] = replace(plan, design={**plan.design, "winners": decided})

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from sweeper import attempts, checkpoints, oom, telling
+from sweeper.behind import Behind
 from sweeper.errors import EnvironmentUnusable, PlanError
 from sweeper.executors.base import Executor, Slot
 from sweeper.objective import TimeToTarget, time_to_target
@@ -119,6 +120,7 @@ class StageRun:
         self._stale = True
         metric = self.study.objective.metric
         self._steering = Steering(self.stage.race, self.progress, self.target, metric)
+        self._behind = Behind()
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -129,6 +131,7 @@ class StageRun:
         """
         self._freeze()
         self._reconcile()
+        self._behind.do_all()
         self._synchronise_search()
         self.progress.stage_started(self._plan, self._done())
         while True:
@@ -137,6 +140,7 @@ class StageRun:
             if not self._running and not (self._may_go_on() and self._places.wait()):
                 break
             self._wait()
+        self._behind.do_all()
         if self._trouble is not None:
             raise self._trouble
         return self._close()
@@ -219,6 +223,8 @@ class StageRun:
     def _replan(self) -> None:
         if self._ending != "complete" or self._trouble is not None:
             return
+        if self._waiting is not None:  # nothing has changed since the last look
+            return
         try:
             plan = self.stage.plan(self._settled(), self._plan)
         except PlanError as error:
@@ -289,7 +295,6 @@ class StageRun:
             slot=slot.name,
             lease=self.lease,
         )
-        self._search.ask(telling.key(trial, attempt), trial.point, telling.attributes(trial))
         self.executor.submit(spec, slot)
         self._to_retry.discard(trial.id)
         self._waiting = None
@@ -297,13 +302,18 @@ class StageRun:
         self._running[str(paths.folder)] = Running(
             trial, attempt, paths, slot, attempts.Follow(paths), bound.seconds if bound else None
         )
-        self.progress.trial_started(trial, slot.name)
+        self._behind.later(lambda: self.progress.trial_started(trial, slot.name))
+        self._behind.later(lambda: self._ask(trial, attempt))
 
     def _wait(self) -> None:
-        for ended in self.executor.wait(TICK_S):
+        ends = self.executor.wait(0.0 if self._behind else TICK_S)
+        for ended in ends:
             known = self._running.pop(str(ended.folder), None)
             if known is not None:
                 self._record_ended(known)
+        if ends:  # first of all the free slots
+            return
+        self._behind.do_one()
         for running in self._running.values():
             self._steering.look(running)
         now = time.monotonic()
@@ -354,30 +364,44 @@ class StageRun:
             facts = attempts.collect(running.paths, metric)
         if facts is None:
             facts = attempts.lost(running.paths, VANISHED)
-        self._steering.look(running)
-        self._record_facts(running, facts)
-        samples = attempts.read_samples(running.paths)
-        self.store.record_samples(self.study.name, running.trial.id, facts.attempt, samples)
+        self._take_facts(running, facts)
 
-    def _record_facts(self, running: Running, facts: AttemptFacts) -> None:
+    def _take_facts(self, running: Running, facts: AttemptFacts) -> None:
+        """Draw the conclusions that the next attempt depends on now, put off all the others."""
         trial = running.trial
-        self.store.record(self.study.name, trial.id, facts, lease=self.lease)
         known = self._facts.get(trial.id, TrialFacts(trial))
         if all(a.attempt != facts.attempt for a in known.attempts):
             known = TrialFacts(known.trial, (*known.attempts, facts))
             self._facts[trial.id] = known
         self._changed()
-        if hasattr(self, "_search"):
-            self._tell(trial, facts)
-        self.progress.trial_ended(trial, facts, self._time(facts))
-        if facts.reason is Reason.OOM and self.study.on_oom is not None:
-            words = oom.outlook(self.study, trial.point, known.attempts)
-            self.progress.note(f"{trial.id}: {words}")
+        self._write_behind(running, facts, known)
         self._check_breaker()
 
+    def _write_behind(self, running: Running, facts: AttemptFacts, known: TrialFacts) -> None:
+        """Record first, tell second; then what people see."""
+        trial, later = running.trial, self._behind.later
+        later(lambda: self._steering.look(running))
+        later(lambda: self._write(running, facts))
+        if hasattr(self, "_search"):  # else `_synchronise_search` is still to come
+            later(lambda: self._tell(trial, facts))
+        time = self._time(facts)
+        later(lambda: self.progress.trial_ended(trial, facts, time))
+        if facts.reason is Reason.OOM and self.study.on_oom is not None:
+            words = oom.outlook(self.study, trial.point, known.attempts)
+            later(lambda: self.progress.note(f"{trial.id}: {words}"))
+
+    def _write(self, running: Running, facts: AttemptFacts) -> None:
+        study, trial = self.study.name, running.trial
+        self.store.record(study, trial.id, facts, lease=self.lease)
+        if samples := attempts.read_samples(running.paths):
+            self.store.record_samples(study, trial.id, facts.attempt, samples)
+
+    def _ask(self, trial: PlannedTrial, attempt: int) -> None:
+        self._search.ask(telling.key(trial, attempt), trial.point, telling.attributes(trial))
+
     def _tell(self, trial: PlannedTrial, facts: AttemptFacts) -> None:
+        self._ask(trial, facts.attempt)
         key = telling.key(trial, facts.attempt)
-        self._search.ask(key, trial.point, telling.attributes(trial))
         self._search.tell(key, telling.told(self.study, facts, self.target))
 
     def _check_breaker(self) -> None:

@@ -6,9 +6,10 @@ It must not know processes, databases or samplers; standard library only, becaus
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:  # the runner needs no spaces, and is in a hurry
     from sweeper.space import Point, Value
@@ -83,9 +84,11 @@ OUTCOME_OF: Mapping[Reason, Outcome] = {
 }
 
 
-@dataclass(frozen=True)
-class Phases:
-    """Cumulative seconds per phase of an attempt, read by the trainer on a monotonic clock."""
+class Phases(NamedTuple):
+    """Cumulative seconds per phase of an attempt, read by the trainer on a monotonic clock.
+
+    A named tuple, as `Evaluation` is: reports hold millions of them.
+    """
 
     startup: float = 0.0
     data: float = 0.0
@@ -98,11 +101,11 @@ class Phases:
     @classmethod
     def from_mapping(cls, clock: Mapping[str, Any]) -> Phases:
         """Known phases of a protocol `clock`; unknown ones are ignored, missing ones are 0."""
-        return cls(**{f.name: float(clock.get(f.name, 0.0)) for f in fields(cls)})
+        return cls(*(float(clock.get(name, 0.0)) for name in cls._fields))
 
     def as_dict(self) -> dict[str, float]:
         """Phase name to seconds."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return self._asdict()
 
     def seconds(self, clock: Clock) -> float:
         """Seconds on the clock that ranks: train, train+eval, or wall (all phases)."""
@@ -110,11 +113,13 @@ class Phases:
             return self.train
         if clock == "train+eval":
             return self.train + self.eval
-        return sum(self.as_dict().values())
+        return sum(self)
 
 
-@dataclass(frozen=True)
-class Evaluation:
+NOTHING_YET = Phases()
+
+
+class Evaluation(NamedTuple):
     """One measurement of the metric on one validation slice.
 
     `value` is in the metric's unit (nats for a loss) and may be NaN: the run diverged.
@@ -193,7 +198,7 @@ class AttemptFacts:
     reason: Reason
     message: str = ""
     curve: tuple[Evaluation, ...] = ()
-    phases: Phases = Phases()
+    phases: Phases = NOTHING_YET
     steps: int = 0
     tokens: int = 0
     best_loss: float | None = None
@@ -208,6 +213,21 @@ class AttemptFacts:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     validity: str = "valid"
     clock_source: Literal["trainer", "runner"] = "trainer"
+
+    @cached_property
+    def derived(self) -> dict[Any, Any]:
+        """Room for what is computed from this value again and again (times to targets); no fact."""
+        return {}
+
+
+class Brief(NamedTuple):
+    """The little of an ended attempt that says how a stage stands: thousands are read in no time."""
+
+    trial_id: str
+    outcome: Outcome
+    wall_s: float
+    best_loss: float | None
+    phases: Phases
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "executors": WORDS | {"devices", "runner"},
     "storage": WORDS,
     "report": WORDS | {"analysis", "configuration"},
+    "behind": set(),
     "patience": {"errors"},
     "plan_document": {"space", "trial"},
     "telling": WORDS | {"search.base"},
@@ -54,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
     | SEAMS
-    | {"attempts", "checkpoints", "oom", "patience", "places", "plan_document", "racing"}
+    | {"attempts", "behind", "checkpoints", "oom", "patience", "places", "plan_document", "racing"}
     | {"stages", "steering", "telling"},
     "replay": WORDS
     | {"executors.replay", "search.base", "search.memory", "stages", "storage.memory", "sweep"},
@@ -62,7 +63,17 @@ ALLOWED: dict[str, set[str]] = {
     "commands": WORDS
     | EDGE
     | PURE
-    | {"app", "sweep", "stages", "replay", "attempts", "telling", "plan_document", "storage", "report"}
+    | {
+        "app",
+        "sweep",
+        "stages",
+        "replay",
+        "attempts",
+        "telling",
+        "plan_document",
+        "storage",
+        "report",
+    }
     | {"search.base", "search.dashboard", "search.optuna_search", "executors.local"},
     "cli": {"errors", "commands"},
 }

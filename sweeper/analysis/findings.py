@@ -184,7 +184,7 @@ def _in_tokens(stage: StageFacts) -> StageFacts:
 
     def on_tokens(attempt: AttemptFacts) -> AttemptFacts:
         curve = tuple(
-            replace(e, clock=replace(e.clock, train=float(e.tokens))) for e in attempt.curve
+            e._replace(clock=e.clock._replace(train=float(e.tokens))) for e in attempt.curve
         )
         return replace(attempt, curve=curve)
 

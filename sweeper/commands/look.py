@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,11 @@ from sweeper.paths import AttemptPaths
 from sweeper.space import Point, Value
 from sweeper.storage.base import Store
 from sweeper.study import Group, Study
-from sweeper.trial import PlannedTrial, StagePlan, TrialFacts
+from sweeper.trial import Brief, Outcome, PlannedTrial, StagePlan, TrialFacts
 
 CHECK_LIMIT_S = 120.0
+MEASURED = (Outcome.REACHED, Outcome.CENSORED)
+MOST_CANDIDATES = 200  # curves that `status` reads
 MOST_WINNERS = 200  # combinations of group winners that `check` asks the trainer about
 
 
@@ -286,7 +288,7 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
         return empty
     counts = store.counts(study.name)
     stages = []
-    left, walls = 0, []
+    left = 0
     for record in records:
         found = counts.get(record.stage, {})
         done = sum(found.get(k, 0) for k in ("reached", "censored", "failed", "invalid"))
@@ -307,11 +309,16 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
             left += planned - done
     best: dict[str, Any] | None = None
     target = records[-1].effective_target
-    for facts in store.facts(study.name):
+    every: dict[str, Brief] = {}
+    for ended in store.brief(study.name):  # of each trial the one that counts
+        before = every.get(ended.trial_id)
+        if ended.outcome in MEASURED or before is None or before.outcome not in MEASURED:
+            every[ended.trial_id] = ended
+    walls = [ended.wall_s for ended in every.values()]
+    for facts in store.facts(study.name, trials=_shortest(every.values(), target, study)):
         attempt = facts.counted
         if attempt is None:
             continue
-        walls.append(attempt.wall_s)
         found_time = time_to_target(attempt, target, study.objective.clock)
         if found_time is None or not found_time.reached:
             continue
@@ -324,6 +331,21 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
             }
     eta = left * statistics.median(walls) if walls and left else None
     return {"study": study.name, "stages": stages, "incumbent": best, "eta_s": eta}
+
+
+def _shortest(every: Iterable[Brief], target: float, study: Study) -> list[str]:
+    """The trials among which the incumbent is: the shortest of those whose loss was low enough.
+
+    A run ends soon after its target, so that what it took in all tells the fast from the slow; the
+    margin is for runs that went on to a harder target than the one they are judged at.
+    """
+    clock = study.objective.clock
+    low = [
+        (ended.phases.seconds(clock), ended.trial_id)
+        for ended in every
+        if ended.best_loss is not None and ended.best_loss <= target
+    ]
+    return [trial_id for _, trial_id in sorted(low)[:MOST_CANDIDATES]]
 
 
 def find_trial(store: Store, study: Study, trial_id: str) -> TrialFacts:

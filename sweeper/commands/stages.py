@@ -102,7 +102,8 @@ def _command(
         with app.lease(study) as lease, app.interruptible(stop):
             store = app.store()
             progress = app.progress()
-            work = Work(app, args, study, store, lease, app.executor(study), progress, stop)
+            executor = app.executor(study, progress.note)
+            work = Work(app, args, study, store, lease, executor, progress, stop)
             codes: list[int] = []
             try:
                 for step in steps:

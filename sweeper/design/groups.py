@@ -65,7 +65,12 @@ def plan_stage1(study: Study, winners: Winners) -> StagePlan:
             seed = study.seed + entry.place
             trials.append(replace(trial, seed=seed, replicate_of=original.trial_id))
     if study.stage1.duplicates == "reuse":
-        trials = [_shared(trial, entries) for trial in trials]
+        names: dict[Point, list[str]] = {}
+        for entry in entries:
+            names.setdefault(entry.point, []).append(entry.group.name)
+        trials = [  # with the names of all groups that the point belongs to, its own first
+            replace(t, groups=tuple(dict.fromkeys((*t.groups, *names[t.point])))) for t in trials
+        ]
     dependent = [g for g in study.stage1.group if g.best_of is not None]
     opened = [entry for entry in entries if entry.open]
     return StagePlan(
@@ -272,12 +277,6 @@ def _originals(study: Study, entries: Sequence[Entry]) -> Mapping[Point, Entry]:
     for entry in sorted(entries, key=lambda e: (depths[e.group.name], e.place)):
         owners.setdefault(entry.point, entry)
     return owners
-
-
-def _shared(trial: PlannedTrial, entries: Sequence[Entry]) -> PlannedTrial:
-    """The trial with the names of all groups that its point belongs to, its own first."""
-    names = [entry.group.name for entry in entries if entry.point == trial.point]
-    return replace(trial, groups=tuple(dict.fromkeys((*trial.groups, *names))))
 
 
 def _with_controls(study: Study, trials: Sequence[PlannedTrial]) -> Iterator[PlannedTrial]:

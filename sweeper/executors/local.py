@@ -12,7 +12,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -58,6 +58,7 @@ class LocalExecutor:
     def __init__(self, slots: Sequence[Slot], own_cores: Iterable[int] = ()) -> None:
         self._slots = tuple(slots)
         self._warm: dict[str, WarmParent] = {}
+        self._given_up: list[str] = []
         self._runners: list[_Runner] = []
         self.own_cores: frozenset[int] = frozenset(own_cores)
         self._gpus: nvml.Gpus | None = None
@@ -104,19 +105,23 @@ class LocalExecutor:
         """All places, whether taken or free."""
         return self._slots
 
-    def warm_up(self, module: str, folder: Path) -> None:
+    def warm_up(
+        self, module: str | None, folder: Path, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         """Let a warm parent per slot import a trainer's module, as found from `folder`.
 
-        Attempts whose command is this interpreter running that module are then forked from it; at
-        any fault they are started cold, and `faults` says why.
+        Attempts whose command is this interpreter running that module are then forked from it; for
+        other commands, and without a module, only the runner is. At any fault attempts are started
+        cold; `say` hears why once, and `faults` keeps it.
         """
+        self._say = say
         for slot in self._slots:
-            self._warm[slot.name] = WarmParent(module, folder, self._environment(slot))
+            self._warm[slot.name] = WarmParent(module or "", folder, self._environment(slot))
 
     @property
     def faults(self) -> tuple[str, ...]:
         """Why warm parents were given up."""
-        return tuple(f"{name}: {w.fault}" for name, w in self._warm.items() if w.fault)
+        return tuple(self._given_up)
 
     def trouble(self, slot: Slot) -> str:
         """See `Executor.trouble`: what the runner would find there, without waiting for it."""
@@ -143,6 +148,10 @@ class LocalExecutor:
                 os.close(log)
                 self._runners.append(_Runner(forked, submitted, False, _pidfd(forked), None))
                 return
+            self._say(f"{slot.name}: cold starts from now on: {warm.fault}")
+            self._given_up.append(f"{slot.name}: {warm.fault}")
+            warm.close()
+            del self._warm[slot.name]
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         try:
             pid = os.posix_spawn(

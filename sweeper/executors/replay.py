@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -195,4 +195,4 @@ class ReplayExecutor:
 def _cut_off(clock: Phases, before: Phases, trial_s: float) -> Phases:
     """A clock that went beyond the trial limit, at the limit: what is too much was training."""
     over = clock.seconds("wall") - clock.startup - clock.compile - trial_s
-    return replace(clock, train=max(before.train, clock.train - over)) if over > 0 else clock
+    return clock._replace(train=max(before.train, clock.train - over)) if over > 0 else clock

@@ -70,8 +70,8 @@ class SimulatedExecutor:
         self._running = [r for r in self._running if r[0] > self.now_s]
         for _, submitted, lines, outcome in ended:
             paths = AttemptPaths(submitted.folder)
-            write_whole(paths.events, "".join(f"{line}\n" for line in lines))
-            write_json(paths.outcome, outcome.to_json())
+            write_whole(paths.events, "".join(f"{line}\n" for line in lines), lasting=False)
+            write_json(paths.outcome, outcome.to_json(), lasting=False)
         return [submitted for _, submitted, _, _ in ended]
 
     def close(self) -> None:

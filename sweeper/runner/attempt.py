@@ -67,6 +67,7 @@ class Attempt:
         self.reader: Reader | None = None
         self._trainer: launch.Trainer | None = None
         self._status: int | None = None
+        self._adopts = False
         self._pidfd: int | None = None
         self._control_at = self._reaped_at = -1e9
         self._refused_control = ""
@@ -122,7 +123,7 @@ class Attempt:
         if os.getsid(0) != os.getpid():
             with contextlib.suppress(PermissionError):
                 os.setsid()
-        processes.become_subreaper()
+        self._adopts = processes.become_subreaper()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told_to_stop)
@@ -200,6 +201,9 @@ class Attempt:
         Nothing is left out because of an error: this also runs when the run folder is gone.
         """
         if self._trainer is None:
+            return
+        if self._status is not None and self._adopts and not processes.have_children():
+            self.device.give_back([], self._until)  # nobody descends from it: no need to look
             return
         session = self._trainer.pid
         alone = self.stop is not None and self.stop.reason is Reason.BUDGET
@@ -287,6 +291,7 @@ class Attempt:
             wall_s=time.monotonic() - self._began_at,
             cap_s=self.stop.cap_s if self.stop and verdict.reason is Reason.CAP else None,
             clock_source=source,
+            cpu_s=sum(os.times()[:4]),
             warm=isinstance(self._trainer, launch.Forked),
             stderr_tail=last_lines(self.paths.stderr),
             events=recorder.read if recorder else 0,
@@ -470,7 +475,7 @@ class Attempt:
             started_at=self.started_at,
             trainer=trainer,
         )
-        write_json(self.paths.running, running.to_json())
+        write_json(self.paths.running, running.to_json(), lasting=False)
 
 
 def _size(path: Path) -> int:

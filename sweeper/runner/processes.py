@@ -204,6 +204,18 @@ def kill_all(
         pause_s = min(2 * pause_s, 0.1)
 
 
+def have_children() -> bool:
+    """Whether this process has children, ended ones that nobody has collected included.
+
+    A subreaper without children has no descendants at all: orphans would be its children.
+    """
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def become_subreaper() -> bool:
     """Ask that orphaned descendants become our children; False where that cannot be had."""
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)

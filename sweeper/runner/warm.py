@@ -41,14 +41,16 @@ def threads() -> int:
 def preload(module: str, folder: str) -> None:
     """Import the trainer as its command would find it, and let it import what it needs.
 
-    A module that has a function `preload` is asked to import its heavy parts there.
+    A module that has a function `preload` is asked to import its heavy parts there. Without a module
+    only runners are forked, and they start their trainers anew.
     """
-    sys.path.insert(0, folder)
-    found = importlib.import_module(module)
-    prepare = getattr(found, "preload", None)
-    if callable(prepare):
-        prepare()
-    launch.PRELOADED.add(module)
+    if module:
+        sys.path.insert(0, folder)
+        found = importlib.import_module(module)
+        prepare = getattr(found, "preload", None)
+        if callable(prepare):
+            prepare()
+        launch.PRELOADED.add(module)
     gc.collect()
     gc.freeze()  # the collector of a child must not touch, and so copy, what is shared with us
 

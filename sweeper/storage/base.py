@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from sweeper.trial import (
     AttemptFacts,
+    Brief,
     DeviceSample,
     Outcome,
     PlannedTrial,
@@ -162,8 +163,22 @@ class Store(Protocol):
         """Attempts that were begun and not recorded, oldest first."""
         ...
 
-    def facts(self, study: str, stage: StageName | None = None) -> Sequence[TrialFacts]:
-        """Every trial of a stage (or of the study) in plan order, with its ended attempts."""
+    def facts(
+        self,
+        study: str,
+        stage: StageName | None = None,
+        *,
+        trials: Collection[str] | None = None,
+        curves: bool = True,
+    ) -> Sequence[TrialFacts]:
+        """Every trial of a stage (or of the study) in plan order, with its ended attempts.
+
+        `trials` narrows to these ids. Without `curves` every curve is empty: a hundredth of the work.
+        """
+        ...
+
+    def brief(self, study: str) -> Sequence[Brief]:
+        """Every ended attempt of a study, those of a trial oldest first, without points and curves."""
         ...
 
     def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:

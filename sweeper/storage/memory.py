@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,15 @@ from sweeper.storage.base import (
     no_counts,
     storable,
 )
-from sweeper.trial import AttemptFacts, DeviceSample, PlannedTrial, StageName, StagePlan, TrialFacts
+from sweeper.trial import (
+    AttemptFacts,
+    Brief,
+    DeviceSample,
+    PlannedTrial,
+    StageName,
+    StagePlan,
+    TrialFacts,
+)
 
 _Attempt = tuple[str, int]
 
@@ -184,18 +192,35 @@ class MemoryStore:
         with self._lock:
             return list(self._begun(study).values())
 
-    def facts(self, study: str, stage: StageName | None = None) -> Sequence[TrialFacts]:
+    def facts(
+        self,
+        study: str,
+        stage: StageName | None = None,
+        *,
+        trials: Collection[str] | None = None,
+        curves: bool = True,
+    ) -> Sequence[TrialFacts]:
         """See `Store.facts`."""
         with self._lock:
             ended: dict[str, list[AttemptFacts]] = {}
             for (trial_id, _), facts in sorted(self._of(study).items(), key=lambda item: item[0]):
-                ended.setdefault(trial_id, []).append(facts)
+                kept = facts if curves else replace(facts, curve=())
+                ended.setdefault(trial_id, []).append(kept)
             return [
                 TrialFacts(trial, tuple(ended.get(trial.id, ())))
                 for record in self.stages(study)
                 if stage in (None, record.stage)
                 for trial in record.plan.trials
+                if trials is None or trial.id in trials
             ]
+
+    def brief(self, study: str) -> Sequence[Brief]:
+        """See `Store.brief`."""
+        return [
+            Brief(f.trial.id, a.outcome, a.wall_s, a.best_loss, a.phases)
+            for f in self.facts(study)
+            for a in f.attempts
+        ]
 
     def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
         """See `Store.counts`."""

@@ -6,7 +6,7 @@ It must not know transactions, retries or errors: it works on the connection it 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection, Select, case, exists, func, select, text
@@ -27,8 +27,10 @@ from sweeper.storage.schema import (
 )
 from sweeper.trial import (
     AttemptFacts,
+    Brief,
     Evaluation,
     Outcome,
+    Phases,
     PlannedTrial,
     StageName,
     StagePlan,
@@ -66,6 +68,20 @@ RELEASE: Final = text(
     f"""
     UPDATE {SCHEMA}.leases SET token = token + 1, expires_at = to_timestamp(0)
     WHERE study = :study AND token = :token
+    """  # noqa: S608 - a constant
+)
+
+BEGIN: Final = text(
+    f"""
+    INSERT INTO {SCHEMA}.attempts AS begun (trial_key, attempt, folder, slot, lease_token)
+    SELECT t.trial_key, :attempt, :folder, :slot, held.token
+    FROM {SCHEMA}.trials t JOIN {SCHEMA}.studies s USING (study_key),
+        (SELECT token FROM {SCHEMA}.leases WHERE study = :study AND token = :token FOR SHARE) held
+    WHERE s.study = :study AND t.trial = :trial
+    ON CONFLICT (trial_key, attempt) DO UPDATE
+    SET folder = excluded.folder, slot = excluded.slot, lease_token = excluded.lease_token
+    WHERE begun.outcome IS NULL
+    RETURNING attempt_key
     """  # noqa: S608 - a constant
 )
 
@@ -171,10 +187,18 @@ def _planned(study: str, stage: StageName | None) -> Select[Any]:
     return query if stage is None else query.where(stages.c.stage == stage)
 
 
-def read_facts(connection: Connection, study: str, stage: StageName | None) -> list[TrialFacts]:
+def read_facts(
+    connection: Connection,
+    study: str,
+    stage: StageName | None,
+    *,
+    only: Collection[str] | None = None,
+    curves: bool = True,
+) -> list[TrialFacts]:
     """Trials, then attempts, then curves: whatever is recorded between them is left for later."""
-    planned = connection.execute(_planned(study, stage)).all()
-    chosen = [studies.c.study == study, attempts.c.outcome.is_not(None)]
+    wanted = [] if only is None else [trials.c.trial.in_(only)]
+    planned = connection.execute(_planned(study, stage).where(*wanted)).all()
+    chosen = [*wanted, studies.c.study == study, attempts.c.outcome.is_not(None)]
     if stage is not None:
         chosen.append(stages.c.stage == stage)
     ended = connection.execute(
@@ -183,22 +207,38 @@ def read_facts(connection: Connection, study: str, stage: StageName | None) -> l
         .where(*chosen)
         .order_by(attempts.c.attempt)
     ).all()
-    curves: dict[int, list[Evaluation]] = defaultdict(list)
-    measured = connection.execute(
-        select(*rows.EVALUATION_COLUMNS)
-        .select_from(STUDY_ATTEMPTS.join(evaluations))
-        .where(*chosen)
-        .order_by(evaluations.c.attempt_key, evaluations.c.position)
-    )
-    for row in measured:
-        curves[row[0]].append(rows.evaluation_value(row))
+    measured: dict[int, list[Evaluation]] = defaultdict(list)
+    if curves:
+        places = connection.execute(
+            select(*rows.EVALUATION_COLUMNS)
+            .select_from(STUDY_ATTEMPTS.join(evaluations))
+            .where(*chosen)
+            .order_by(evaluations.c.attempt_key, evaluations.c.position),
+            execution_options={"yield_per": 10_000},
+        )
+        for row in places:
+            measured[row[0]].append(rows.evaluation_value(row))
     of_trial: dict[int, list[AttemptFacts]] = defaultdict(list)
     for row in ended:
-        facts = rows.attempt_value(row, curves[row.attempt_key], row.fingerprint or {})
+        facts = rows.attempt_value(row, measured[row.attempt_key], row.fingerprint or {})
         of_trial[row.trial_key].append(facts)
     return [
         TrialFacts(rows.trial_value(row, row.stage), tuple(of_trial[row.trial_key]))
         for row in planned
+    ]
+
+
+def read_brief(connection: Connection, study: str) -> list[Brief]:
+    """See `Store.brief`."""
+    query = (
+        select(trials.c.trial, *rows.BRIEF_COLUMNS)
+        .select_from(STUDY_ATTEMPTS)
+        .where(studies.c.study == study, attempts.c.outcome.is_not(None))
+        .order_by(attempts.c.trial_key, attempts.c.attempt)
+    )
+    return [
+        Brief(name, Outcome(outcome), wall_s, best_loss, Phases(*seconds))
+        for name, outcome, wall_s, best_loss, *seconds in connection.execute(query)
     ]
 
 

@@ -50,6 +50,9 @@ ATTEMPT_COLUMNS: Final = (
     *(attempts.c[n] for n in ("message", "device", "validity", "clock_source")),
     *(attempts.c[n] for n in (*_PLAIN_FACTS, *_PHASE_COLUMNS)),
 )
+BRIEF_COLUMNS: Final = tuple(
+    attempts.c[n] for n in ("outcome", "wall_s", "best_loss", *_PHASE_COLUMNS)
+)
 EVALUATION_COLUMNS: Final = (
     *(evaluations.c[n] for n in ("attempt_key", "slice", "step", "tokens", "value")),
     *(evaluations.c[n] for n in _PHASE_COLUMNS),

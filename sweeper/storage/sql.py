@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Final, TypeVar
 
@@ -50,6 +50,7 @@ from sweeper.storage.schema import (
 from sweeper.storage.url import mask, parse
 from sweeper.trial import (
     AttemptFacts,
+    Brief,
     DeviceSample,
     PlannedTrial,
     StageName,
@@ -209,20 +210,14 @@ class SqlStore:
         self, study: str, trial: PlannedTrial, attempt: int, *, folder: str, slot: str, lease: Lease
     ) -> None:
         """See `Store.begin`."""
+        row = {"study": study, "trial": trial.id, "attempt": attempt}
+        row |= {"folder": folder, "slot": slot, "token": lease.token}
 
         def work(connection: Connection) -> None:
-            queries.fence(connection, study, lease)
-            trial_key = self._trial_key(connection, study, trial.id)
-            place = {"folder": folder, "slot": slot, "lease_token": lease.token}
-            connection.execute(
-                upsert(attempts)
-                .values(trial_key=trial_key, attempt=attempt, **place)
-                .on_conflict_do_update(
-                    index_elements=["trial_key", "attempt"],
-                    set_=place,
-                    where=attempts.c.outcome.is_(None),
-                )
-            )
+            # one statement, because a device waits for it; nothing written: find out why
+            if lease.study != study or connection.scalar(queries.BEGIN, row) is None:
+                queries.fence(connection, study, lease)
+                self._trial_key(connection, study, trial.id)
 
         self._run(work)
 
@@ -296,9 +291,24 @@ class SqlStore:
             lambda connection: [RunningAttempt(*row) for row in connection.execute(query)]
         )
 
-    def facts(self, study: str, stage: StageName | None = None) -> Sequence[TrialFacts]:
+    def facts(
+        self,
+        study: str,
+        stage: StageName | None = None,
+        *,
+        trials: Collection[str] | None = None,
+        curves: bool = True,
+    ) -> Sequence[TrialFacts]:
         """See `Store.facts`; four queries, however many trials there are."""
-        return self._run(lambda connection: queries.read_facts(connection, study, stage))
+        return self._run(
+            lambda connection: queries.read_facts(
+                connection, study, stage, only=trials, curves=curves
+            )
+        )
+
+    def brief(self, study: str) -> Sequence[Brief]:
+        """See `Store.brief`; one query."""
+        return self._run(lambda connection: queries.read_brief(connection, study))
 
     def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
         """See `Store.counts`."""

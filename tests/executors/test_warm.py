@@ -181,3 +181,11 @@ def test_closing_leaves_no_warm_parent(tmp_path, executor):
     run(executor, spec(tmp_path, "a", "--virtual-clock", "--reach-at", "5"))
     executor.close()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_without_a_module_only_the_runner_is_forked(tmp_path, executor):
+    executor.warm_up(None, FAKES)
+    outcome = run(executor, spec(tmp_path, "a", "--virtual-clock", "--reach-at", "5"))
+    assert not outcome.warm
+    assert outcome.reason is Reason.TARGET
+    assert executor.faults == ()

@@ -97,7 +97,7 @@ def test_a_time_that_becomes_slower_reopens_who_it_cut_off(study):
 
     again = replace(second.trial, id="s1-again", seed=7, replicate_of=second.trial.id)
     slow = recording_of(third.counted)
-    stretched = [replace(e, clock=replace(e.clock, train=3 * e.clock.train)) for e in slow.curve]
+    stretched = [e._replace(clock=e.clock._replace(train=3 * e.clock.train)) for e in slow.curve]
 
     def find(spec):
         if spec.trial == "s1-again":

@@ -225,7 +225,7 @@ def diverged():
     work = Clockwork(make_study())
     trial = work.trial("stage1", "a", {"optim.lr": 0.02}, None, reason=Reason.DIVERGED)
     (attempt,) = trial.attempts
-    last = dataclasses.replace(attempt.curve[-1], value=math.nan)
+    last = attempt.curve[-1]._replace(value=math.nan)
     broken = dataclasses.replace(attempt, curve=(*attempt.curve, last))
     work.trials[0] = dataclasses.replace(trial, attempts=(broken,))
     return work.facts(stage1=work.stage("stage1"))

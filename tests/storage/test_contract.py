@@ -457,3 +457,22 @@ class TestSamples:
         freeze(store, plan(trial("a")))
         with pytest.raises(ValueError, match="a attempt 1 is not recorded"):
             store.record_samples("demo", "a", 1, [DeviceSample("GPU-a", 1.0)])
+
+
+def test_facts_of_some_trials_and_without_curves(store):
+    made = plan(trial("a"), trial("b"))
+    freeze(store, made)
+    lease = store.acquire("demo", "me", ttl_s=60)
+    for name in ("a", "b"):
+        store.record("demo", name, ended(), lease=lease)
+    (only,) = store.facts("demo", trials=["b"])
+    assert only.trial.id == "b"
+    assert only.attempts == (ended(),)
+    bare = store.facts("demo", curves=False)
+    assert [f.trial.id for f in bare] == ["a", "b"]
+    assert [f.attempts for f in bare] == [(replace(ended(), curve=()),)] * 2
+    assert store.facts("demo", trials=[]) == []
+    facts = ended()
+    assert store.brief("demo") == [
+        (name, facts.outcome, facts.wall_s, facts.best_loss, facts.phases) for name in ("a", "b")
+    ]
