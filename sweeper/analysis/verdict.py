@@ -107,11 +107,13 @@ class Verdict:
 def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
     """Judge a study at its effective target, or at any other.
 
-    The winner is confirm's leader once confirm has one; else the fastest of stages 1 and 2.
+    The winner is confirm's leader once confirm has one that reached; else the fastest of stages 1
+    and 2, unconfirmed.
     """
     goal = facts.target if target is None else target
     ranking = search_ranking(facts, target=goal)
-    confirmed = confirmation(facts, target=goal)
+    rerun = confirmation(facts, target=goal)
+    confirmed = rerun if rerun and rerun.leader.reached else None
     lost = failures(facts.present())
     winner = confirmed.leader if confirmed else best(ranking)
     baseline = _baseline(facts, confirmed, ranking)
@@ -130,15 +132,16 @@ def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
         kind, sentence = "nothing_reached", _nothing_reached(facts, goal, ranking[0], reachable)
     else:
         kind, sentence = "nothing_measured", _nothing_measured(lost)
-    decided, undecided = _decisions(confirmed, effects, goal)
+    decided, undecided = _decisions(rerun, effects, goal)
     gaps = tuple(_gaps(facts, lost))
     cost = _cost(facts)
+    not_again = _not_again(facts, goal, confirmed)
     paragraphs = tuple(
         p
         for p in (
             *findings(facts, goal),
             _judged_at(facts, goal),
-            _on_confirm(confirmed, winner, baseline, speedup),
+            not_again or _on_confirm(confirmed, winner, baseline, speedup),
             _on_noise(noise),
             _on_cost(cost),
         )
@@ -158,7 +161,7 @@ def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
         cost=cost,
         ranking=ranking,
         failures=lost,
-        confirmation=confirmed,
+        confirmation=rerun,
         effects=effects,
         noise=noise,
         reachable_target=reachable,
@@ -285,6 +288,18 @@ def _judged_at(facts: StudyFacts, target: float) -> str:
             " Trials stop at the target that they were run for, so a tighter one is seldom seen."
         )
     return text
+
+
+def _not_again(facts: StudyFacts, target: float, confirmed: Confirmation | None) -> str:
+    stage = facts.stages.get("confirm")
+    runs = sum(1 for trial in stage.facts if trial.counted) if stage else 0
+    if confirmed is not None or not runs:
+        return ""
+    return (
+        f"Confirm ran the finalists and the baseline again ({count(runs, 'run')}), and none of "
+        f"them reached {_metric_at(facts, target)} in at least half of its runs: what was fastest "
+        "in the search is not confirmed, it may have been luck."
+    )
 
 
 def _on_confirm(

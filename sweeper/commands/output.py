@@ -43,7 +43,7 @@ def report(args: argparse.Namespace) -> int:
 def write(
     app: App, study: Study, store: Store, *, out: Path | None, target: float | None
 ) -> dict[str, str]:
-    """Write the three forms of the report and say where they are.
+    """Write the three forms of the report, say the verdict and where they are.
 
     Raises:
         PlanError: there is nothing to report yet.
@@ -58,6 +58,10 @@ def write(
         written = write_report(facts, make_private(folder), target=target)
     except OSError as error:
         raise disk_unusable(folder, error) from None
+    if not app.settings.quiet:
+        from sweeper.report.console import verdict_view  # noqa: PLC0415
+
+        app.console().print(verdict_view(written.document))
     app.say(f"report: {written.html}")
     return {"html": str(written.html), "md": str(written.markdown), "json": str(written.json)}
 

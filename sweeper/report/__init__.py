@@ -8,18 +8,23 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sweeper.analysis.dataset import StudyFacts
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the forms of a report were written; the figures stand in the page and as files."""
+    """Where the forms of a report were written; the figures stand in the page and as files.
+
+    `document`: what `report.json` holds.
+    """
 
     html: Path
     markdown: Path
     json: Path
     figures: tuple[Path, ...]
+    document: dict[str, Any]
 
 
 def write_report(facts: StudyFacts, out: Path, *, target: float | None = None) -> Report:
@@ -43,6 +48,7 @@ def write_report(facts: StudyFacts, out: Path, *, target: float | None = None) -
         markdown=out / "report.md",
         json=out / "report.json",
         figures=tuple(out / "figures" / f"{f.name}.svg" for f in figures.figures(document)),
+        document=document,
     )
     write_json(written.json, document)
     write_whole(written.markdown, markdown.render(document))

@@ -98,6 +98,23 @@ def test_confirmed():
     assert "fewer tokens" in " ".join(found.paragraphs)
 
 
+@pytest.mark.parametrize("again", [None, 2.4])
+def test_a_winner_that_does_not_reach_again_is_not_confirmed(work, again):
+    """`again`: the time of the one run of three that reaches in confirm, if any does."""
+    work.trial("stage1", "A", {"optim.lr": 0.02}, 2.0, label="A")
+    work.trial("stage1", "base", {}, 4.0, label="base")
+    for block, seconds in enumerate((again, None, None), start=1):
+        for name, values, found in (("A", {"optim.lr": 0.02}, seconds), ("base", {}, None)):
+            work.trial(
+                "confirm", f"{name}-{block}", values, found, label=name, block=block, stop_s=9.0
+            )
+    judged = verdict(work.facts(stage1=work.stage("stage1"), confirm=work.stage("confirm")))
+    assert judged.kind == "unconfirmed"
+    assert judged.winner.runs[0].stage == "stage1"
+    assert judged.sentence.endswith("faster than the baseline in single runs, not confirmed.")
+    assert "none of them reached" in " ".join(judged.paragraphs)
+
+
 def test_finalists_that_cannot_be_told_apart_are_named(work):
     for block, (a, b, base) in enumerate(
         [(2.0, 2.2, 4.0), (2.2, 2.1, 4.0), (2.1, 2.15, 4.1), (2.0, 2.1, 3.9)], start=1
