@@ -11,8 +11,10 @@ import fcntl
 import json
 import math
 import os
+import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,15 @@ def prepare(
     target: float | None,
     fallback: Sequence[float],
     cap_s: float | None,
+    token: int,
     adjusted: Mapping[str, int] | None = None,
     cap_why: str = "",
-) -> Path:
-    """Write an attempt's configuration and spec; returns the spec's path.
+) -> Prepared:
+    """Write an attempt's configuration and spec beside its run folder; `Prepared.put` makes it that.
 
-    `adjusted` are keys that differ from the trial's point in this attempt ([on_oom]).
+    Nothing that an attempt has written is touched here, because whoever prepares may have lost the
+    study to another orchestrator and not know it yet. `token` is the lease's; `adjusted` are keys
+    that differ from the trial's point in this attempt ([on_oom]).
 
     Raises:
         DiskUnusable: the run folder cannot be written.
@@ -106,18 +111,70 @@ def prepare(
         adjusted=changes,
     )
     try:
-        if paths.folder.exists():  # left by an orchestrator that died before it started the runner
-            shutil.rmtree(paths.folder)
-        # The study's folder is made when its plan is frozen. If it is gone, then so is the mount that
-        # it was on, and what lies below must not be written to.
-        paths.folder.parent.parent.stat()
-        make_private(paths.folder)
-        if study.trainer.config is not None:
-            write_whole(paths.config, tomli_w.dumps(config), lasting=False)
-        write_json(paths.spec, spec.to_json(), lasting=False)
+        with _draft(paths, token) as draft:
+            if study.trainer.config is not None:
+                write_whole(draft.config, tomli_w.dumps(config), lasting=False)
+            write_json(draft.spec, spec.to_json(), lasting=False)
     except OSError as error:
         raise disk_unusable(paths.folder, error) from None
-    return paths.spec
+    return Prepared(draft, paths)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All files of an attempt that is about to start, in a folder that nobody else looks into."""
+
+    draft: AttemptPaths
+    paths: AttemptPaths
+
+    def put(self) -> Path:
+        """Make it the attempt's run folder; returns the spec's path.
+
+        A run folder that is there already is never replaced: the attempt is somebody else's.
+
+        Raises:
+            FileExistsError: there is one, or who came after us took our draft away.
+            DiskUnusable: it cannot be written.
+        """
+        try:
+            self.draft.folder.rename(self.paths.folder)
+        except OSError as error:
+            swept = error.errno == errno.ENOENT and self.paths.folder.parent.is_dir()
+            self.drop()
+            if swept or error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise FileExistsError(errno.EEXIST, "is there", str(self.paths.folder)) from None
+            raise disk_unusable(self.paths.folder, error) from None
+        return self.paths.spec
+
+    def drop(self) -> None:
+        """Take it away again."""
+        shutil.rmtree(self.draft.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _draft(paths: AttemptPaths, token: int) -> Iterator[AttemptPaths]:
+    """An empty folder beside an attempt's, of a name that only this lease's holder uses.
+
+    Those of earlier leases, whose holders died (or will be refused), are taken away.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    trial = paths.folder.parent
+    # The study's folder is made when its plan is frozen. If it is gone, then so is the mount that it
+    # was on, and what lies below must not be written to.
+    trial.parent.stat()
+    make_private(trial)
+    for left in trial.glob(".draft-*"):
+        if int(left.name.rpartition("-")[2]) <= token:
+            shutil.rmtree(left, ignore_errors=True)
+    draft = AttemptPaths(trial / f".draft-{token}")
+    make_private(draft.folder)
+    try:
+        yield draft
+    except BaseException:
+        shutil.rmtree(draft.folder, ignore_errors=True)
+        raise
 
 
 def disk_unusable(folder: Path, error: OSError) -> DiskUnusable:
@@ -132,6 +189,24 @@ def disk_unusable(folder: Path, error: OSError) -> DiskUnusable:
     return DiskUnusable(
         f"folder {folder}: {what}. Nothing recorded so far is lost: make room (or choose "
         "another --home), then give the same command again"
+    )
+
+
+def unknown_folder(folder: Path) -> DiskUnusable:
+    """The trouble with a run folder of which the database knows nothing (it was emptied, or changed)."""
+    return DiskUnusable(
+        f"folder {folder}: is there, and the database knows nothing of it (another database, or an "
+        "older copy of it?); nothing was touched. `sweep db rebuild` reads run folders back into the "
+        "database; or choose another --home, or move the folder away"
+    )
+
+
+def folders_gone(folder: Path) -> DiskUnusable:
+    """The trouble when the run folders of trials that were started are nowhere."""
+    return DiskUnusable(
+        f"folder {folder}: trials of this study have run here, and it is gone; is what it was on still "
+        "mounted? Nothing was started or given up. Where the folder is gone for good, or another "
+        f"--home is meant: mkdir -p {shlex.quote(str(folder))}"
     )
 
 
@@ -193,8 +268,8 @@ def give_up(paths: AttemptPaths, message: str) -> bool:
     """Leave `lost` as the outcome of an attempt that no runner has, unless one has it after all.
 
     A runner that was started and only comes late (frozen, a slow disk) then finds that its attempt
-    has ended. Returns False when a living runner has claimed the folder; a folder that vanished or
-    cannot be written needs no outcome, because nothing can run there either.
+    has ended; an orchestrator that only comes late finds its place taken. Returns False when a living
+    runner has claimed the folder; where no folder can be made, nothing can run either.
     """
     facts = lost(paths, message)
     try:
@@ -216,13 +291,18 @@ def give_up(paths: AttemptPaths, message: str) -> bool:
         device=device,
     )
     with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+        if not paths.folder.exists():  # begun, and killed before there was anything to start
+            with contextlib.suppress(FileExistsError), _draft(paths, 0) as draft:
+                write_json(draft.outcome, outcome.to_json())
+                Prepared(draft, paths).put()
         folder = os.open(paths.folder, os.O_RDONLY | os.O_CLOEXEC)
         held.callback(os.close, folder)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # what a runner's claim is
         except BlockingIOError:
             return False
-        write_json(paths.outcome, outcome.to_json())
+        if not paths.outcome.exists():
+            write_json(paths.outcome, outcome.to_json())
     return True
 
 

@@ -15,8 +15,7 @@ It must not know who raises them, or how they are printed.
     │   ├── TrainerUnusable
     │   └── DiskUnusable
     ├── NothingReached             4  no trial reached the target or any fallback
-    ├── StudyBusy                  5  another orchestrator holds this study
-    └── SweepInterrupted         130  Ctrl-C; safe to repeat
+    └── StudyBusy                  5  another orchestrator holds this study
 """
 
 from __future__ import annotations
@@ -112,9 +111,3 @@ class StudyBusy(SweepError):  # noqa: N818 - it reads as what it says
     """Another orchestrator holds this study."""
 
     exit_code = EXIT_BUSY
-
-
-class SweepInterrupted(SweepError):  # noqa: N818 - it reads as what it says
-    """The user pressed Ctrl-C; everything finished so far is recorded."""
-
-    exit_code = EXIT_INTERRUPTED

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from sweeper import attempts, checkpoints, oom, telling
@@ -50,6 +51,7 @@ TRIES: Mapping[Reason, int] = {
     Reason.ENVIRONMENT: 2,
     Reason.HUNG: 2,
 }
+FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0  # before another try; it doubles with every one
 BREAKER_AFTER = 3  # so many first trials that fail in the same way stop the stage
 
 Ending = Literal["complete", "budget", "breaker", "interrupted"]
@@ -85,7 +87,8 @@ class StageRun:
     """Runs one stage of one study to its end; call `run` once.
 
     `search` opens the search library's study for an effective target; it is called late, so that
-    commands that run nothing never import it. `retry_failed` runs trials that failed for good again.
+    commands that run nothing never import it. `retry_failed` runs trials that failed for good again;
+    `first_rest_s` is what a trial waits before its second try.
     """
 
     study: Study
@@ -103,6 +106,7 @@ class StageRun:
     exploratory: bool = False
     retry_failed: bool = False
     revive: Callable[[], None] | None = None
+    first_rest_s: float = FIRST_REST_S
 
     def __post_init__(self) -> None:
         self.store = cast(Store, self._patient(self.store))
@@ -115,6 +119,7 @@ class StageRun:
         self._why = ""
         self._trouble: EnvironmentUnusable | PlanError | None = None
         self._to_retry: set[str] = set()
+        self._rest_until: dict[str, float] = {}
         self._waiting: list[PlannedTrial] | None = None
         self._places = Places(self.executor, self.progress.note)
         self._stale = True
@@ -137,7 +142,7 @@ class StageRun:
         while True:
             self._catch_up()
             self._fill_slots()
-            if not self._running and not (self._may_go_on() and self._places.wait()):
+            if not self._running and not (self._may_go_on() and self._is_to_wait()):
                 break
             self._wait()
         self._behind.do_all()
@@ -157,9 +162,10 @@ class StageRun:
             exploratory=self.exploratory,
         )
         self._plan = self._record.plan
-        self._keep_document()
         for facts in self.store.facts(self.study.name, name):
             self._facts[facts.trial.id] = facts
+        self._need_run_folders()
+        self._keep_document()
         if self.stage.keep is not None:  # an earlier command may have gone over to a fallback
             self.target = self._steering.target = self._record.effective_target
         self._changed()
@@ -170,6 +176,18 @@ class StageRun:
                 if f.counted is not None and f.counted.outcome is Outcome.FAILED
             }
 
+    def _need_run_folders(self) -> None:
+        """Where trials have run, their folders must be there: else nobody could say how they ended.
+
+        Raises:
+            DiskUnusable: they are gone, as when what they are on is not mounted.
+        """
+        folder = self.home.study(self.study.name)
+        begun = [Path(r.folder) for r in self.store.running(self.study.name)]
+        started = any("start" in a.device for f in self._facts.values() for a in f.attempts)
+        if not folder.is_dir() and (started or any(folder in path.parents for path in begun)):
+            raise attempts.folders_gone(folder)
+
     def _reconcile(self) -> None:
         """Attempts that an earlier orchestrator began: record, adopt, or declare lost."""
         trials = {t.id: t for t in self._plan.trials}
@@ -178,7 +196,10 @@ class StageRun:
             if trial is None:  # another stage's: its own command will look at it
                 continue
             paths = self.home.attempt(self.study.name, trial.id, begun.attempt)
-            slot = None if paths.outcome.exists() else self._adopt(paths)
+            # also where it has ended: what it may have left running is ended by whoever looks next
+            slot = (
+                self.executor.adopt(paths.folder) if paths.outcome.exists() else self._adopt(paths)
+            )
             known = Running(trial, begun.attempt, paths, slot, attempts.Follow(paths))
             if slot is not None:
                 self._running[str(paths.folder)] = known
@@ -256,7 +277,7 @@ class StageRun:
             return
         taken = {r.slot.name for r in self._running.values() if r.slot is not None}
         for slot in (s for s in self.executor.slots() if s.name not in taken):
-            trial = next(iter(self._ready_trials()), None)
+            trial = next((t for t in self._ready_trials() if self._has_rested(t)), None)
             if trial is None or not self._may_start():
                 return
             if self._places.is_left_out(slot):
@@ -270,12 +291,20 @@ class StageRun:
     def _may_go_on(self) -> bool:
         return self._trouble is None and self._may_start() and bool(self._ready_trials())
 
+    def _is_to_wait(self) -> bool:
+        """With nothing running: whether a device or a trial that rests is waited for."""
+        resting = any(t.id in self._rest_until for t in self._ready_trials())
+        return self._places.wait() or resting
+
+    def _has_rested(self, trial: PlannedTrial) -> bool:
+        return time.monotonic() >= self._rest_until.get(trial.id, 0.0)
+
     def _start(self, trial: PlannedTrial, slot: Slot) -> None:
         known = self._facts.get(trial.id, TrialFacts(trial))
         attempt = max((a.attempt for a in known.attempts), default=0) + 1
         paths = self.home.attempt(self.study.name, trial.id, attempt)
         bound = self._steering.cap(trial)
-        spec = attempts.prepare(
+        prepared = attempts.prepare(
             self.study,
             trial,
             attempt=attempt,
@@ -284,19 +313,13 @@ class StageRun:
             target=self._run_target(),
             fallback=self.study.objective.fallback,
             cap_s=bound.seconds if bound else None,
+            token=self.lease.token,
             adjusted=oom.adjusted(self.study, trial.point, known.attempts),
             cap_why=bound.why if bound else "",
         )
-        self.store.begin(
-            self.study.name,
-            trial,
-            attempt,
-            folder=str(paths.folder),
-            slot=slot.name,
-            lease=self.lease,
-        )
-        self.executor.submit(spec, slot)
+        self.executor.submit(self._begin(trial, attempt, prepared, slot), slot)
         self._to_retry.discard(trial.id)
+        self._rest_until.pop(trial.id, None)
         self._waiting = None
         self._started += 1
         self._running[str(paths.folder)] = Running(
@@ -304,6 +327,36 @@ class StageRun:
         )
         self._behind.later(lambda: self.progress.trial_started(trial, slot.name))
         self._behind.later(lambda: self._ask(trial, attempt))
+
+    def _begin(
+        self, trial: PlannedTrial, attempt: int, prepared: attempts.Prepared, slot: Slot
+    ) -> Path:
+        """Fenced by the lease, then in place, where nobody else's run folder gives way.
+
+        Raises:
+            StudyBusy: another orchestrator has the study.
+            DiskUnusable: a run folder is there that the database knows nothing of.
+        """
+        folder = prepared.paths.folder
+        try:
+            if not folder.exists():
+                self.store.begin(
+                    self.study.name,
+                    trial,
+                    attempt,
+                    folder=str(folder),
+                    slot=slot.name,
+                    lease=self.lease,
+                )
+                return prepared.put()
+        except FileExistsError:
+            pass  # we slept, and whoever has the study now has given this attempt up
+        except BaseException:
+            prepared.drop()
+            raise
+        prepared.drop()
+        self.store.renew(self.lease, ttl_s=LEASE_TTL_S)
+        raise attempts.unknown_folder(folder)
 
     def _wait(self) -> None:
         ends = self.executor.wait(0.0 if self._behind else TICK_S)
@@ -373,6 +426,10 @@ class StageRun:
         if all(a.attempt != facts.attempt for a in known.attempts):
             known = TrialFacts(known.trial, (*known.attempts, facts))
             self._facts[trial.id] = known
+        if facts.reason in TRIES:  # what broke may need a moment; others go first
+            times = sum(a.reason is facts.reason for a in known.attempts)
+            rest_s = min(self.first_rest_s * 2 ** (times - 1), LONGEST_REST_S)
+            self._rest_until[trial.id] = time.monotonic() + rest_s
         self._changed()
         self._write_behind(running, facts, known)
         self._check_breaker()

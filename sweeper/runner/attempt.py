@@ -6,6 +6,7 @@ It must not know stages, the database or which executor started it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import json
@@ -68,6 +69,7 @@ class Attempt:
         self._trainer: launch.Trainer | None = None
         self._status: int | None = None
         self._adopts = False
+        self._folder: os.stat_result | None = None
         self._pidfd: int | None = None
         self._control_at = self._reaped_at = -1e9
         self._refused_control = ""
@@ -134,6 +136,8 @@ class Attempt:
             raise Taken(f"another runner has {self.paths.folder}") from None
         except OSError:  # a file system without locks: nothing else would start two runners
             os.close(folder)
+        else:
+            self._folder = os.fstat(folder)
         self.started_at, self._began_at = time.time(), time.monotonic()
         self._memory_kills = memory.kills_so_far()
         self._say_who(trainer=None)
@@ -272,6 +276,7 @@ class Attempt:
 
     def leave_outcome(self, verdict: Verdict) -> None:
         """Write the outcome, whole; its presence says that the attempt has ended."""
+        self._need_folder()
         spec, recorder = self.spec, self.recorder
         code, number = self._exit()
         source: Literal["trainer", "runner"] = "trainer"
@@ -365,6 +370,7 @@ class Attempt:
         Raises:
             OSError: the folder was deleted or unmounted.
         """
+        self._need_folder()
         self._shortage = room.shortage(self.paths.folder)
         for path, log in self._logs:
             if log.keep() and self.recorder is not None and path.name not in self._cut:
@@ -378,6 +384,18 @@ class Attempt:
                 if seen != self._lease_seen:
                     self._lease_seen = seen
                     self.limits.renewed(now)
+
+    def _need_folder(self) -> None:
+        """The folder that we claimed, and no other in its place.
+
+        Raises:
+            FileNotFoundError: it was deleted; its attempt may have been given up since.
+        """
+        if self._folder is not None:
+            found = self.paths.folder.stat()
+            if not os.path.samestat(found, self._folder):
+                path = str(self.paths.folder)
+                raise FileNotFoundError(errno.ENOENT, "deleted, and made anew by others", path)
 
     def _ordered(self) -> Stop | None:
         if self.signals:

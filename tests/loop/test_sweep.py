@@ -3,10 +3,12 @@
 import json
 import math
 import threading
+import time
 
 import pytest
 
-from sweeper.errors import DatabaseGone, PlanError, StudyBusy
+from sweeper import attempts
+from sweeper.errors import DatabaseGone, DiskUnusable, PlanError, StudyBusy
 from sweeper.executors.simulated import SimulatedExecutor
 from sweeper.paths import Home
 from sweeper.report.lines import QuietProgress
@@ -146,7 +148,7 @@ class Bench:
                 lease=lease,
                 progress=QuietProgress(),
                 target=2.0,
-                **{"store": self.store} | more,
+                **{"store": self.store, "first_rest_s": 0.0} | more,
             ).run()
         finally:
             self.store.release(lease)
@@ -343,3 +345,111 @@ def test_a_lost_lease_stops_the_loop(tmp_path):
     bench.executor = SimulatedExecutor(player)
     with pytest.raises(StudyBusy):
         bench.run()
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+class Sleeper:
+    """A store whose owner falls asleep at one call, and meanwhile somebody else takes the study."""
+
+    def __init__(self, bench, *, before, meanwhile):
+        self._bench, self._before, self._meanwhile = bench, before, meanwhile
+
+    def __getattr__(self, name):
+        found = getattr(self._bench.store, name)
+        if name != "begin" or self._meanwhile is None:
+            return found
+
+        def call(*args, **kwargs):
+            meanwhile, self._meanwhile = self._meanwhile, None
+            if not self._before:
+                found(*args, **kwargs)
+            held = self._bench.store.held("toy")
+            self._bench.store.release(held)  # it has expired
+            meanwhile()
+            return found(*args, **kwargs) if self._before else None
+
+        return call
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_who_lost_the_study_while_asleep_touches_no_run_folder(tmp_path, before):
+    """Before the fence (it is refused), and between the fence and the folder (its place is taken)."""
+    bench, kept = Bench(tmp_path), {}
+
+    def other():
+        bench.run()
+        kept.update(files(bench.home.study("toy")))
+
+    with pytest.raises(StudyBusy):
+        bench.run(store=Sleeper(bench, before=before, meanwhile=other))
+    assert kept
+    assert files(bench.home.study("toy")) == kept
+    assert bench.store.stage("toy", "stage1").closed_at is not None
+    reasons = [a.reason for f in bench.store.facts("toy") for a in f.attempts]
+    assert reasons.count(Reason.LOST) == (0 if before else 1)
+
+
+def test_a_begun_attempt_that_was_given_up_cannot_be_started_any_more(tmp_path):
+    bench = Bench(tmp_path)
+    trial = bench.run(stop=Stop(level=1)).record.plan.trials[0]
+    paths = bench.home.attempt("toy", trial.id, 1)
+    prepared = attempts.prepare(
+        bench.study,
+        trial,
+        attempt=1,
+        paths=paths,
+        slot=bench.executor.slots()[0],
+        target=2.0,
+        fallback=(),
+        cap_s=None,
+        token=7,
+    )
+    assert not paths.folder.exists()
+    assert attempts.give_up(paths, "begun, and then nothing")
+    assert AttemptOutcome.read(paths.outcome).reason is Reason.LOST
+    with pytest.raises(FileExistsError):
+        prepared.put()
+    assert [p.name for p in paths.folder.parent.iterdir()] == ["attempt-1"]
+
+
+def test_a_run_folder_that_the_database_does_not_know_is_left_alone(tmp_path):
+    bench = Bench(tmp_path)
+    bench.run(budget=Budget(max_trials=1))
+    kept = files(bench.home.study("toy"))
+    bench.store = MemoryStore()  # as after an older copy was put back
+    with pytest.raises(DiskUnusable, match="db rebuild"):
+        bench.run()
+    now = files(bench.home.study("toy"))
+    assert {path: now[path] for path in kept if path.suffix != ".toml"} == kept
+
+
+def test_run_folders_that_are_gone_stop_the_stage_before_anything_is_given_up(tmp_path):
+    bench = Bench(tmp_path)
+    bench.run(budget=Budget(max_trials=1))
+    folder = bench.home.study("toy")
+    folder.rename(tmp_path / "unmounted")
+    with pytest.raises(DiskUnusable, match="mounted"):
+        bench.run()
+    assert not folder.exists()
+    (tmp_path / "unmounted").rename(folder)
+    assert bench.run().ending == "complete"
+
+
+def test_a_trial_rests_before_it_is_tried_again_and_others_go_first(tmp_path):
+    """Twice as long before every further try, and other trials are not held up."""
+    started = []
+
+    def player(spec):
+        started.append((time.monotonic(), argument(spec, "lr"), argument(spec, "batch")))
+        return play(spec, fail=lambda s: Reason.DEVICE if argument(s, "lr") == 0.003 else None)
+
+    end = Bench(tmp_path, player=player).run(first_rest_s=0.2)
+    assert end.ending == "complete"
+    tries = [at for at, lr, _ in started if lr == 0.003]
+    assert len(tries) == 3
+    assert tries[1] - tries[0] >= 0.2
+    assert tries[2] - tries[1] >= 0.4
+    assert any(tries[0] < at < tries[1] for at, lr, _ in started if lr != 0.003)
