@@ -72,6 +72,10 @@ def _hours(text: str) -> float:
     return value
 
 
+class _Usage(Exception):  # noqa: N818 - a command line that is wrong
+    """What is wrong with the command line, and where to look."""
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with our exit code and our manner of saying what to do; no option is abbreviated."""
 
@@ -79,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> Any:
-        self.exit(EXIT_STUDY, f"sweep: {message} (see `{self.prog} --help`)\n")
+        raise _Usage(f"{message} (see `{self.prog} --help`)")
 
 
 def _common() -> _Parser:
@@ -182,6 +186,11 @@ def build_parser() -> argparse.ArgumentParser:
     dashboard = verb("dashboard", "the Optuna dashboard on this storage")
     dashboard.add_argument("--port", type=_positive, default=8080)
     dashboard.add_argument("--host", default="127.0.0.1")
+    dashboard.add_argument(
+        "--writable",
+        action="store_true",
+        help="let every visitor delete studies, change notes and forge results",
+    )
     foreign = verb("import", "take in results of a sweep that was run by something else")
     foreign.add_argument("mapping", type=Path, metavar="MAPPING.toml", help="which column is what")
     with_study(foreign)
@@ -216,10 +225,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _failed(args: argparse.Namespace, message: str, code: int) -> int:
+def _failed(message: str, code: int, *, as_json: bool) -> int:
     """Say it to people, and with --json in the one document on stdout."""
     print(f"sweep: {message}", file=sys.stderr)  # noqa: T201
-    if args.json:
+    if as_json:
         print(json.dumps({"error": message, "exit": code}, ensure_ascii=False))  # noqa: T201
     return code
 
@@ -241,7 +250,11 @@ def _keep_off_the_process_list(url: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except _Usage as error:  # nothing was parsed: the word itself says whether JSON is wanted
+        as_json = "--json" in (sys.argv[1:] if argv is None else argv)
+        return _failed(str(error), EXIT_STUDY, as_json=as_json)
     if args.verb is None:
         parser.print_help()
         return 0
@@ -255,10 +268,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = getattr(importlib.import_module(f"sweeper.commands.{module}"), name)
         code: int = command(args)
     except SweepError as error:
-        return _failed(args, str(error), error.exit_code)
+        return _failed(str(error), error.exit_code, as_json=args.json)
     except KeyboardInterrupt:
         words = "interrupted; the same command goes on from here"
-        return _failed(args, words, EXIT_INTERRUPTED)
+        return _failed(words, EXIT_INTERRUPTED, as_json=args.json)
     except BrokenPipeError:  # the reader of our output went away: not our error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -26,6 +26,7 @@ from sweeper.design.groups import plan_stage1
 from sweeper.errors import (
     EXIT_DONE,
     DatabaseUnusable,
+    DeviceUnusable,
     EnvironmentUnusable,
     StudyError,
     SweepError,
@@ -182,6 +183,9 @@ def _slots(study: Study, devices: str | None) -> list[str]:
     executor = LocalExecutor.on_devices(gpus=study.resources.gpus, devices=devices, slots=None)
     try:
         troubles = [(slot.name, executor.trouble(slot)) for slot in executor.slots()]
+        if all(why for _, why in troubles):
+            said = "; ".join(f"{name}: {why}" for name, why in troubles)
+            raise DeviceUnusable(f"{study.name}: no device is free: {said}")
         return [f"{name} (left out: {why})" if why else name for name, why in troubles]
     finally:
         executor.close()

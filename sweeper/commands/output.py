@@ -205,15 +205,39 @@ def attempt_document(
 
 
 def dashboard(args: argparse.Namespace) -> int:
-    """Serve the Optuna dashboard on this storage until interrupted."""
+    """Serve the Optuna dashboard on this storage until interrupted; to read only, unless asked."""
     with App(args) as app:
-        from sweeper.search.dashboard import serve  # noqa: PLC0415
+        from sweeper.search.dashboard import LOOPBACK, create_tables, serve  # noqa: PLC0415
 
         app.store()
+        url = app.database_url()
+        create_tables(url)
+        if args.writable:
+            how = "WRITABLE: every visitor can delete studies, change notes and forge results"
+            app.say(
+                "dashboard: --writable opens Optuna's tables, with the rights of the database's user, "
+                "to whoever reaches this address; there are no accounts. What sweep itself recorded "
+                "is not shown there; `sweep db rebuild` makes Optuna's studies from it again"
+            )
+        else:
+            from sweeper.storage.reader import open_reader  # noqa: PLC0415
+
+            reader = open_reader(url)
+            url = reader.url
+            how = f"read-only, as database role {reader.role}"
+            if reader.role is None:
+                how = "read-only, GET only"
+                app.say(
+                    f"dashboard: no database role that can only read ({reader.why}); the database's "
+                    "user is used, with transactions that cannot write"
+                )
+        if args.host not in LOOPBACK:
+            app.say(f"dashboard: {args.host} is reached from other machines; there are no accounts")
         serve(
-            app.database_url(),
+            url,
             host=args.host,
             port=args.port,
-            ready=lambda url: app.say(f"dashboard: {url} (read-only; Ctrl-C ends it)"),
+            writable=args.writable,
+            ready=lambda where: app.say(f"dashboard: {where} ({how}; Ctrl-C ends it)"),
         )
     return EXIT_DONE

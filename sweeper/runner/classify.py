@@ -39,6 +39,7 @@ _FAILURE_CLASSES: Mapping[str, Reason] = {
     "diverged": Reason.DIVERGED,
     "environment": Reason.ENVIRONMENT,
     "data": Reason.ENVIRONMENT,
+    "checkpoint": Reason.ENVIRONMENT,
     "device": Reason.DEVICE,
 }
 # What run_finished may say of itself; anything else means that its steps are used up.

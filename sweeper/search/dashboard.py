@@ -1,8 +1,9 @@
 """The Optuna dashboard, served in this process behind a guard that only lets reading through.
 
 It must not know our tables. The plain dashboard has no authentication at all and lets any visitor
-delete studies and forge results, so the guard refuses every method but GET and HEAD, and every Host
-that is not this machine's own name for itself (DNS rebinding).
+delete studies and forge results, so the guard refuses every method but GET and HEAD (unless writing was
+asked for, and then what another site's page asks for), and every Host that is not this machine's own
+name for itself (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -22,22 +23,37 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
-def read_only(application: Application, hosts: Iterable[str]) -> Application:
-    """Wrap a WSGI application: 405 for anything but GET and HEAD, 403 for a foreign Host header."""
+def guard(application: Application, hosts: Iterable[str], *, writable: bool) -> Application:
+    """Wrap a WSGI application: 403 for a foreign Host header, 405 for anything but GET and HEAD.
+
+    With `writable` other methods pass, unless a page of another origin asks (403).
+    """
     allowed = frozenset(hosts)
 
-    def guard(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def refusal(environ: dict[str, Any]) -> tuple[str, str, list[tuple[str, str]]] | None:
         host = environ.get("HTTP_HOST", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if name not in allowed:
-            start_response("403 Forbidden", [("Content-Type", "text/plain")])
-            return [b"403: this dashboard answers only to its own host name\n"]
-        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD")])
-            return [b"405: this dashboard is read-only\n"]
-        return application(environ, start_response)
+            return "403 Forbidden", "this dashboard answers only to its own host name", []
+        if environ.get("REQUEST_METHOD") in ("GET", "HEAD"):
+            return None
+        if not writable:
+            allow = [("Allow", "GET, HEAD")]
+            return "405 Method Not Allowed", "this dashboard is read-only", allow
+        origin = environ.get("HTTP_ORIGIN")
+        if origin is not None and origin != f"http://{host}":
+            return "403 Forbidden", "a page of another site may not change anything here", []
+        return None
 
-    return guard
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        refused = refusal(environ)
+        if refused is None:
+            return application(environ, start_response)
+        status, why, more = refused
+        start_response(status, [("Content-Type", "text/plain"), *more])
+        return [f"{status.partition(' ')[0]}: {why}\n".encode()]
+
+    return guarded
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
@@ -49,7 +65,20 @@ class _Quiet(WSGIRequestHandler):
         """Requests are nobody's business here."""
 
 
-def serve(url: str, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+def create_tables(url: str) -> None:
+    """Make sure of Optuna's tables: a role that only reads cannot.
+
+    Raises:
+        DatabaseUnusable: they cannot be created.
+    """
+    from sweeper.search.optuna_search import OptunaStorage  # noqa: PLC0415
+
+    OptunaStorage(url).close()
+
+
+def serve(
+    url: str, *, host: str, port: int, ready: Callable[[str], None], writable: bool = False
+) -> None:
     """Serve until SIGINT or SIGTERM; `ready` is called with the address once it listens.
 
     Raises:
@@ -63,7 +92,8 @@ def serve(url: str, *, host: str, port: int, ready: Callable[[str], None]) -> No
 
     logging.getLogger("optuna_dashboard").setLevel(logging.WARNING)
     storage = OptunaStorage(url)
-    application = read_only(optuna_dashboard.wsgi(storage.raw), {*LOOPBACK, host})
+    dashboard = optuna_dashboard.wsgi(storage.raw)
+    application = guard(dashboard, {*LOOPBACK, host}, writable=writable)
     try:
         server = make_server(host, port, application, server_class=_Server, handler_class=_Quiet)
     except OSError as error:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import io
 import json
 import re
 import signal
 import socket
 from pathlib import Path
+from wsgiref.util import setup_testing_defaults
 
+import optuna_dashboard
+import psycopg2
 import pytest
 from sqlalchemy.engine import make_url
+
+from sweeper.search.dashboard import create_tables
+from sweeper.search.optuna_search import OptunaStorage
+from sweeper.space import Float, Space
+from sweeper.storage.reader import open_reader
 
 
 def free_port():
@@ -19,29 +29,55 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def ask(port, method, path, host=None):
+def ask(port, method, path, host=None, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
-        connection.request(method, path, headers={} if host is None else {"Host": host})
+        if host is not None:
+            headers["Host"] = host
+        connection.request(method, path, headers=headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:
         connection.close()
 
 
-def test_the_dashboard(sweep, wait_until):
+@pytest.fixture
+def dashboard(sweep, wait_until):
+    """`dashboard(...)`: starts one; its port, and its command."""
+
+    def start(*words):
+        port = free_port()
+        command = sweep.start("dashboard", "--port", str(port), *words)
+        where = f"http://127.0.0.1:{port}/dashboard"
+        wait_until(
+            lambda: where in command.said("out") or command.process.poll() is not None, where
+        )
+        assert command.process.poll() is None, command.said("err")
+        return port, command
+
+    return start
+
+
+def listed(port):
+    status, body = ask(port, "GET", "/api/studies")
+    assert status == 200
+    return {s["study_name"]: s["study_id"] for s in json.loads(body)["study_summaries"]}
+
+
+def end(command):
+    command.process.send_signal(signal.SIGTERM)
+    done = command.finish()
+    assert done.code == 0, done.text
+
+
+def test_the_dashboard(sweep, dashboard):
     study = str(sweep.write(few=True))
     sweep("run", study)
-    port = free_port()
-    command = sweep.start("dashboard", "--port", str(port))
-    words = f"http://127.0.0.1:{port}/dashboard"
-    wait_until(lambda: words in command.said("out") or command.process.poll() is not None, words)
+    port, command = dashboard()
+    role = re.search(r"as database role (sweep_reader_\d+);", command.said("out"))[1]
 
-    status, body = ask(port, "GET", "/api/studies")
-    assert status == 200, command.said("err")
-    listed = {s["study_name"]: s for s in json.loads(body)["study_summaries"]}
-    assert set(listed) == {"trivial/stage1", "trivial/stage2", "trivial/confirm"}
-    number = listed["trivial/stage1"]["study_id"]
+    assert set(listed(port)) == {"trivial/stage1", "trivial/stage2", "trivial/confirm"}
+    number = listed(port)["trivial/stage1"]
     status, body = ask(port, "GET", f"/api/studies/{number}?after=0")
     assert status == 200
     trials = json.loads(body)["trials"]
@@ -49,6 +85,12 @@ def test_the_dashboard(sweep, wait_until):
     assert {t["state"] for t in trials} == {"Complete"}
     names = {p["name"] for p in trials[0]["params"]}
     assert names == {"optim.lr", "data.batch", "model.tau_s"}
+    for path in (
+        "/dashboard",
+        f"/dashboard/studies/{number}",
+        f"/api/studies/{number}/param_importances",
+    ):
+        assert ask(port, "GET", path)[0] == 200
 
     for method in ("DELETE", "POST", "PUT", "PATCH"):
         status, _ = ask(port, method, f"/api/studies/{number}")
@@ -56,15 +98,63 @@ def test_the_dashboard(sweep, wait_until):
     assert ask(port, "GET", "/api/studies", host="evil.example")[0] == 403
     assert ask(port, "GET", "/api/studies", host=f"evil.example:{port}")[0] == 403
     assert ask(port, "GET", "/api/studies", host=f"localhost:{port}")[0] == 200
-    assert ask(port, "GET", "/dashboard")[0] == 200
+
+    # what it reads with is the role's, also seen from the server
+    url = sweep.env["SWEEP_DATABASE_URL"]
+    with contextlib.closing(psycopg2.connect(url.replace("+psycopg2", "", 1))) as owner:
+        cursor = owner.cursor()
+        cursor.execute("SELECT usename FROM pg_stat_activity WHERE datname = current_database()")
+        assert (role,) in cursor.fetchall()
+    secret = make_url(open_reader(url).url).password.encode()
+    for line, _ in everybody():
+        assert secret not in line
+    for path in sweep.folder.rglob("*"):
+        assert not path.is_file() or secret not in path.read_bytes()
 
     refused = sweep("dashboard", "--port", str(port), exit=3)
     assert f"cannot listen on 127.0.0.1:{port}" in refused.err
-    command.process.send_signal(signal.SIGTERM)
-    done = command.finish()
-    assert done.code == 0, done.text
-    assert len(json.loads(body)["trials"]) == 5
+    end(command)
+
+    port, command = dashboard("--writable")
+    assert "every visitor can delete studies" in command.said("out")
+    assert "no accounts" in command.said("out")
+    path = f"/api/studies/{number}"
+    assert ask(port, "DELETE", path, host="evil.example")[0] == 403
+    assert ask(port, "DELETE", path, Origin="http://evil.example")[0] == 403
+    assert len(listed(port)) == 3
+    assert ask(port, "DELETE", path, Origin=f"http://127.0.0.1:{port}")[0] == 204
+    assert set(listed(port)) == {"trivial/stage2", "trivial/confirm"}
+    end(command)
+    assert sweep("db", "verify", study, exit=1).code == 1
+    sweep("db", "rebuild", study)
     assert sweep("db", "verify", study).code == 0
+
+
+def test_the_application_itself_cannot_write_with_the_role(sweep):
+    """The second line behind the first: no guard, and still nothing is deleted or forged."""
+    url = sweep.env["SWEEP_DATABASE_URL"]
+    create_tables(url)
+    owner, reader = OptunaStorage(url), OptunaStorage(open_reader(url).url)
+    owner.open("toy/stage1", Space({"lr": Float("lr", 0.1, 1.0)}), {})
+    application = optuna_dashboard.wsgi(reader.raw)
+
+    def call(method, path, body=b"{}"):
+        said = []
+        environ = {"CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(len(body))}
+        environ |= {"REQUEST_METHOD": method, "PATH_INFO": path, "wsgi.input": io.BytesIO(body)}
+        setup_testing_defaults(environ)
+        answer = b"".join(application(environ, lambda status, *_: said.append(status)))
+        return int(said[-1].split()[0]), answer
+
+    status, body = call("GET", "/api/studies")
+    assert status == 200
+    (study,) = json.loads(body)["study_summaries"]
+    assert call("DELETE", f"/api/studies/{study['study_id']}")[0] == 500
+    forged = json.dumps({"study_name": "forged", "directions": ["minimize"]}).encode()
+    assert call("POST", "/api/studies", forged)[0] == 500
+    assert owner.names() == ["toy/stage1"]
+    owner.close()
+    reader.close()
 
 
 def everybody():
