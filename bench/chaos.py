@@ -2,6 +2,9 @@
 
 Run: python bench/chaos.py [--faults 200] [--seed 1] [--trials 160] [--out bench/results/chaos.json]
 
+Sweeps take turns: stage 1 with trainers that are started anew, stage 1 with trainers forked from a warm
+parent (and some orchestrators told to be cold), and all three stages, warm again.
+
 Exit code 1 when anything was lost, counted twice, changed, left running or past its limit.
 """
 
@@ -25,12 +28,13 @@ sys.path.insert(0, str(ROOT))
 from tests.chaos import battle  # noqa: E402
 
 FAULTS_A_SWEEP = 70
+FORMS = ((False, "stage1"), (True, "stage1"), (True, "run"))
 ADDED_UP = (
-    "faults", "trials", "attempts", "trainers", "evaluations", "orchestrators", "lost",
+    "faults", "trials", "attempts", "trainers", "warm_starts", "evaluations", "orchestrators", "lost",
     "counted_twice", "orphans", "values_that_differ", "past_their_limit", "search_disagrees",
     "tracebacks",
 )  # fmt: skip
-NONE_ALLOWED = ADDED_UP[6:]
+NONE_ALLOWED = ADDED_UP[7:]
 
 
 def machine() -> dict[str, object]:
@@ -46,7 +50,9 @@ def machine() -> dict[str, object]:
     }
 
 
-def sweep(seed: int, faults: int, trials: int) -> tuple[dict[str, object], list[str]]:
+def sweep(
+    seed: int, faults: int, trials: int, module: bool, verb: str
+) -> tuple[dict[str, object], list[str]]:
     """One sweep, its figures and its problems."""
     place = Path(tempfile.mkdtemp(prefix="sweep-chaos-"))
     began = time.monotonic()
@@ -55,7 +61,9 @@ def sweep(seed: int, faults: int, trials: int) -> tuple[dict[str, object], list[
         print(f"  {time.monotonic() - began:6.1f} s  {text}", flush=True)
 
     try:
-        report, _ = battle.fight(place, seed=seed, faults=faults, trials=trials, say=say)
+        report, _ = battle.fight(
+            place, seed=seed, faults=faults, trials=trials, module=module, verb=verb, say=say
+        )
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return report.figures, [str(problem) for problem in report.problems]
@@ -78,6 +86,7 @@ def summary(asked, sweeps, problems, wall_s: float) -> dict[str, object]:
         "seeds": [s["seed"] for s in sweeps],
         "total": total,
         "faults_by_kind": added_up("faults_by_kind"),
+        "trials_by_stage": added_up("trials_by_stage"),
         "attempts_by_reason": added_up("attempts_by_reason"),
         "wall_s": round(wall_s, 1),
         "problems": problems,
@@ -98,8 +107,10 @@ def main() -> int:
     sweeps, problems = [], []
     while (done := sum(s["faults"] for s in sweeps)) < asked.faults:
         faults = min(FAULTS_A_SWEEP, asked.faults - done)
-        print(f"sweep {len(sweeps) + 1}, seed {seed}: {faults} faults", flush=True)
-        figures, found = sweep(seed, faults, asked.trials)
+        module, verb = FORMS[len(sweeps) % len(FORMS)]
+        what = f"{verb}, {'warm' if module else 'cold'} trainers"
+        print(f"sweep {len(sweeps) + 1}, seed {seed}: {faults} faults, {what}", flush=True)
+        figures, found = sweep(seed, faults, asked.trials, module, verb)
         sweeps.append(figures)
         problems += found
         seed += 1

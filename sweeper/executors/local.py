@@ -60,6 +60,7 @@ class LocalExecutor:
         self._warm: dict[str, WarmParent] = {}
         self._given_up: list[str] = []
         self._runners: list[_Runner] = []
+        self._ended: list[Running] = []
         self.own_cores: frozenset[int] = frozenset(own_cores)
         self._gpus: nvml.Gpus | None = None
         if any(slot.device.get("kind") == "cuda" for slot in self._slots):
@@ -195,7 +196,9 @@ class LocalExecutor:
     def wait(self, timeout_s: float) -> Sequence[Submitted]:
         """Attempts whose runner has gone since the last call; empty at the deadline.
 
-        A runner that died without ending its trainer (a SIGKILL) has that done for it here.
+        A runner that died without ending its trainer (a SIGKILL) has that done for it here. What
+        carries an ended attempt's token and descends from no runner (it was started by a server that
+        was there before) is ended when there is nothing more urgent.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -203,23 +206,42 @@ class LocalExecutor:
             left_s = deadline - time.monotonic()
             if gone or left_s <= 0:
                 break
-            self._sleep(left_s)
-        for runner in gone:
-            self._runners.remove(runner)
-            if runner.descriptor is not None:
-                os.close(runner.descriptor)
-            folder = runner.submitted.folder
-            if not AttemptPaths(folder).outcome.exists():
-                identity = runner.identity or _read_identity(folder)
-                if identity is not None:
-                    _end_orphans(identity)
-        return [r.submitted for r in gone]
+            self._sweep()
+            self._sleep(max(0.0, deadline - time.monotonic()))
+        return [runner.submitted for runner in gone if self._let_go(runner)]
+
+    def _let_go(self, runner: _Runner) -> bool:
+        """A runner has gone; False where another has its attempt, which is waited for instead.
+
+        That happens where a warm parent answered too late, and a second runner was started meanwhile.
+        """
+        self._runners.remove(runner)
+        if runner.descriptor is not None:
+            os.close(runner.descriptor)
+        folder = runner.submitted.folder
+        identity = runner.identity or _read_identity(folder)
+        if identity is None:
+            return True
+        if AttemptPaths(folder).outcome.exists():
+            self._ended.append(identity)
+        elif processes.lives(identity.pid, identity.start_time, identity.boot):
+            other = _pidfd(identity.pid)
+            self._runners.append(_Runner(identity.pid, runner.submitted, False, other, identity))
+            return False
+        else:
+            _end_orphans(identity)
+        return True
+
+    def _sweep(self) -> None:
+        ended, self._ended = self._ended, []
+        _end_orphans(*ended)
 
     def _environment(self, slot: Slot) -> dict[str, str]:
         return kept_environment(NOT_FOR_TRAINERS) | dict(slot.env) | _import_path()
 
     def close(self) -> None:
-        """Forget everything without stopping anything: runners outlive the loop."""
+        """Forget everything without stopping what runs: runners outlive the loop."""
+        self._sweep()
         for warm in self._warm.values():
             warm.close()
         self._warm.clear()
@@ -384,7 +406,9 @@ def _read_identity(folder: Path) -> Running | None:
         return None
 
 
-def _end_orphans(identity: Running) -> None:
-    """End what a dead runner left running. Processes of an earlier boot are gone by themselves."""
-    if identity.boot == processes.boot_id():
-        processes.kill_all(lambda: processes.marked(identity.token), within_s=SWEEP_WITHIN_S)
+def _end_orphans(*identities: Running) -> None:
+    """End what dead runners left running. Processes of an earlier boot are gone by themselves."""
+    boot = processes.boot_id()
+    tokens = {identity.token for identity in identities if identity.boot == boot}
+    if tokens:
+        processes.kill_all(lambda: processes.marked(*tokens), within_s=SWEEP_WITHIN_S)

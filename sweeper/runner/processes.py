@@ -149,9 +149,9 @@ def descendants(root: int, *, session: int | None, token: str) -> list[Process]:
     return list(found.values())
 
 
-def marked(token: str) -> list[Process]:
-    """Every living process that carries an attempt's token, whoever its parent is now."""
-    return [p for p in everyone() if p.pid != os.getpid() and has_marker(p.pid, token)]
+def marked(*tokens: str) -> list[Process]:
+    """Every living process that carries one of these attempts' tokens, whoever its parent is now."""
+    return [p for p in everyone() if p.pid != os.getpid() and marker(p.pid) in tokens]
 
 
 def send(process: Process, number: int) -> None:
@@ -207,7 +207,8 @@ def kill_all(
 def have_children() -> bool:
     """Whether this process has children, ended ones that nobody has collected included.
 
-    A subreaper without children has no descendants at all: orphans would be its children.
+    A subreaper without children has no descendants at all: orphans would be its children. What
+    carries the attempt's token and is no descendant, only a look at every process could find.
     """
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)

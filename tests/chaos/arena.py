@@ -37,7 +37,7 @@ target = 2.0
 fallback = [2.5]
 
 [trainer]
-command = ["{{python}}", "-S", "{trainer}", "--config", "{{config}}", "--eval-every", "2"]
+{trainer}
 config = "base ☃.toml"
 
 [trainer.env]
@@ -61,6 +61,7 @@ type = "float"
 low = 0.002
 high = 0.05
 scale = "log"
+levels = 3
 baseline = 0.01
 
 [space."data.batch"]
@@ -68,6 +69,7 @@ type = "int"
 low = 32
 high = 128
 step = 8
+levels = 3
 baseline = 64
 
 [space."model.mood"]
@@ -90,6 +92,38 @@ vary = {{ "optim.lr" = [0.004, 0.02, 0.03] }}
 [[stage1.group]]
 name = "C"
 grid = {{ "optim.lr" = {rates}, "data.batch" = {batches} }}
+
+[stage2]
+from_top = 4
+runs = 8
+replicates = 1
+
+[confirm]
+top = 2
+repeats = 2
+"""
+COLD = 'command = ["{python}", "-S", TRAINER, "--config", "{config}", "--eval-every", "2"]'
+WARM = (
+    'command = ["{python}", "-m", "chaos_trainer", "--config", "{config}", "--eval-every", "2"]\n'
+    'module = "chaos_trainer"'
+)
+# The trainer as a module of the study's folder, which a warm parent imports once.
+MODULE = """\
+import importlib.util
+
+found = importlib.util.spec_from_file_location("chaos_trainer_itself", {trainer!r})
+trainer = importlib.util.module_from_spec(found)
+found.loader.exec_module(trainer)
+
+
+def preload():
+    import argparse, json, random, subprocess, tomllib
+
+    trainer.load_trivial()
+
+
+if __name__ == "__main__":
+    trainer.main()
 """
 MOODS = ["läuft gut", 'it\'s "fine" & $HOME ☃', "{config} 50%"]
 BATCHES = [40, 48, 56, 64, 72, 80, 88, 96]
@@ -114,6 +148,7 @@ class Arena:
     study: Path
     url: str | None
     slots: int
+    verb: str = "stage1"
     env: dict[str, str] = field(default_factory=dict)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -141,13 +176,15 @@ class Arena:
         # one thread: numpy's own would only fight over two cores
         return kept | url | locks | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | self.env
 
-    def start(self, *words: str, program: tuple[str, ...] = ("-m", "sweeper.cli")):
-        """Start a command of the program (`stage1` by default) and let it go."""
-        command = [sys.executable, *program, *(words or ("stage1", str(self.study)))]
+    def start(
+        self, *words: str, program: tuple[str, ...] = ("-m", "sweeper.cli"), cold: bool = False
+    ):
+        """Start a command of the program (the one that runs trials by default) and let it go."""
+        command = [sys.executable, *program, *(words or (self.verb, str(self.study)))]
         if not words:
-            command += ["--slots", str(self.slots)]
+            command += ["--slots", str(self.slots), *(["--cold"] if cold else [])]
         with self.log.open("ab") as log:
-            log.write(f"--- {' '.join(words) or 'stage1'}\n".encode())
+            log.write(f"--- {' '.join(words) or self.verb}\n".encode())
             log.flush()
             process = subprocess.Popen(
                 [*command, "--home", str(self.home)],
@@ -178,6 +215,7 @@ class Arena:
     def ours(self) -> list[processes.Process]:
         """Every process of any attempt of this study: runners by their command, the rest by marker."""
         prefix = f"{processes.MARKER}={self.name}/".encode()
+        warm = self.warm()
         return [
             p
             for p in processes.everyone()
@@ -189,11 +227,18 @@ class Arena:
                     and os.fsencode(self.runs) in _read(p.pid, "cmdline")
                 )
                 or (b"runner.py" in _read(p.pid, "cmdline") and self._mentions(p.pid))
+                or p in warm
             )
         ]
 
     def _mentions(self, pid: int) -> bool:
         return os.fsencode(self.runs) in _read(pid, "cmdline")
+
+    def warm(self) -> list[processes.Process]:
+        """Warm parents, and runners that were forked from them."""
+        place = os.fsencode(self.study.parent)
+        lines = [(p, _read(p.pid, "cmdline").split(b"\0")) for p in processes.everyone()]
+        return [p for p, words in lines if b"sweeper.runner.warm" in words and place in words]
 
     def clear(self) -> None:
         """End everything that is left of it, however it behaved."""
@@ -234,14 +279,16 @@ def make_study(
     cap: bool,
     tau_s: float,
     trivial: str = "",
+    module: bool = False,
 ) -> Path:
     """A study of about so many trials, each 0.05 to 0.2 s of real training."""
+    trainer = HERE / "trainer.py"
     batches = BATCHES if trials > 20 else BATCHES[::2]
     rows = max(1, round((trials - 9) / len(batches)))
     rates = [float(f"{0.003 * 10 ** (i / rows):.4g}") for i in range(rows)]
     text = STUDY.format(
         name=name,
-        trainer=HERE / "trainer.py",
+        trainer=WARM if module else COLD.replace("TRAINER", json.dumps(str(trainer))),
         diary=diary,
         seed=seed,
         manners="yes" if manners else "no",
@@ -257,6 +304,7 @@ def make_study(
     )
     place = folder / "the study ☃"
     place.mkdir()
+    (place / "chaos_trainer.py").write_text(MODULE.format(trainer=str(trainer)), encoding="utf-8")
     (place / "base ☃.toml").write_text(BASE.format(tau_s=tau_s), encoding="utf-8")
     (place / "study.toml").write_text(text, encoding="utf-8")
     return place / "study.toml"
@@ -275,8 +323,14 @@ def arena(
     tau_s: float = 0.06,
     small_disk: bool = False,
     trivial: str = "",
+    module: bool = False,
+    verb: str = "stage1",
 ) -> Iterator[Arena]:
-    """A sweep in `folder`; without a URL it starts a database of its own. Nothing of it is left."""
+    """A sweep in `folder`; without a URL it starts a database of its own. Nothing of it is left.
+
+    With `module` trainers are forked from a warm parent that has imported them, where it is not told
+    to be cold; `verb` is the command that runs it.
+    """
     name = f"chaos-{seed}-{uuid.uuid4().hex[:8]}"
     study = make_study(
         folder,
@@ -288,8 +342,9 @@ def arena(
         cap=cap,
         tau_s=tau_s,
         trivial=trivial,
+        module=module,
     )
-    one = Arena(folder, name, study, url, slots)
+    one = Arena(folder, name, study, url, slots, verb)
     one.home.mkdir(mode=0o700)
     (one.home / "runs").mkdir(mode=0o700)
     mounted = small_disk and mount(one.home / "runs")

@@ -38,11 +38,13 @@ def fight(
     seed: int,
     faults: int,
     trials: int,
+    module: bool = False,
+    verb: str = "stage1",
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[checker.Report, Monkey]:
     """Run a sweep under faults to its end on an embedded database, stop that, and check everything."""
     began = time.monotonic()
-    with arena(folder, trials=trials, seed=seed, small_disk=True) as one:
+    with arena(folder, trials=trials, seed=seed, small_disk=True, module=module, verb=verb) as one:
         monkey = Monkey(one, seed, faults, trials, say)
         monkey.run()
         with embedded.open_server(one.home, purpose="the checker") as server:
@@ -51,7 +53,8 @@ def fight(
         data = embedded.status(one.home).data
         stopped = one.start("db", "down").wait(60)
         assert stopped == 0, one.log.read_text(encoding="utf-8")[-2000:]
-        report.problems += checker.leftovers(one.name, one.home, data)
+        report.problems += checker.leftovers(one.name, one.home, data, (one.study.parent,))
+        report.figures |= {"module": module, "verb": verb}
         report.figures |= figures(report, monkey, seed, time.monotonic() - began)
     return report, monkey
 

@@ -8,6 +8,7 @@ Nothing in the program itself can be switched off like this.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -32,13 +33,24 @@ def without_tree_kill() -> None:
     from sweeper.executors import local
 
     local.runner_command = lambda spec: [sys.executable, "-P", __file__, "runner", str(spec)]
-    local._end_orphans = lambda identity: None
+    local._end_orphans = lambda *identities: None
+
+
+def ruthless(kind: type) -> type:
+    """A loop that puts its attempts in the place of whatever is there: a second fence, taken down."""
+
+    class Ruthless(kind):
+        def _begin(self, trial: Any, attempt: int, prepared: Any, slot: Any) -> Path:
+            shutil.rmtree(prepared.paths.folder, ignore_errors=True)
+            return super()._begin(trial, attempt, prepared, slot)
+
+    return Ruthless
 
 
 def without_replay() -> None:
     from sweeper.commands import stages
 
-    class Forgetful(stages.StageRun):
+    class Forgetful(ruthless(stages.StageRun)):
         """Knows nothing of what an earlier orchestrator began."""
 
         def _reconcile(self) -> None:
@@ -48,6 +60,7 @@ def without_replay() -> None:
 
 
 def without_lease() -> None:
+    from sweeper.commands import stages
     from sweeper.storage import sql
 
     class Unfenced(sql.SqlStore):
@@ -76,6 +89,7 @@ def without_lease() -> None:
             return super().record(study, trial_id, facts, lease=super().held(study) or lease)
 
     sql.SqlStore = Unfenced
+    stages.StageRun = ruthless(stages.StageRun)
 
 
 def whole() -> None:

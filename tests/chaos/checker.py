@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +26,10 @@ Kind = Literal["orphan", "loss", "double", "value", "limit", "search", "tracebac
 
 # An attempt that ended so has said what there is to say about its configuration, once and for all.
 FINAL = frozenset({"target", "timeout", "steps", "forecast", "diverged"})
+STAGES = ("stage1", "stage2", "confirm")
 MEASURED = frozenset({"reached", "censored"})
 PHASES = ("startup", "data", "compile", "train", "eval", "checkpoint", "idle")
+RECOVERS_WITHIN_S = 30.0
 KILL_S = 2.0
 """What a loaded machine may take between a deadline and the death of what it ends."""
 
@@ -113,8 +116,13 @@ def check(evidence: Evidence) -> Report:
     reasons: dict[str, int] = defaultdict(int)
     for attempt in attempts:
         reasons[attempt["reason"]] += 1
+    starts = [(a["device"] or {}).get("start") for a in attempts]
+    stages = [trial["stage"] for trial in rows.values()]
     report.figures |= {
         "trials": len(rows),
+        "trials_by_stage": {name: stages.count(name) for name in STAGES if name in stages},
+        "warm_starts": starts.count("warm"),
+        "cold_starts": starts.count("cold"),
         "attempts": len(attempts),
         "trainers": len(lives),
         "attempts_by_reason": dict(sorted(reasons.items(), key=str)),
@@ -130,8 +138,10 @@ def read_tables(evidence: Evidence) -> dict[str, dict[str, Any]]:
     """Trial id to its row, with its attempts (with their curves) and Optuna's trials by key."""
     with connect(evidence.url) as cursor:
         cursor.execute(
-            "SELECT t.* FROM sweep_facts.trials t JOIN sweep_facts.studies s USING (study_key) "
-            "WHERE s.study = %s ORDER BY t.position",
+            "SELECT t.*, g.stage FROM sweep_facts.trials t "
+            "JOIN sweep_facts.studies s USING (study_key) "
+            "JOIN sweep_facts.stages g USING (stage_key) "
+            "WHERE s.study = %s ORDER BY g.stage_key, t.position",
             (evidence.study,),
         )
         trials = {row["trial"]: dict(row) | {"attempts": []} for row in cursor.fetchall()}
@@ -161,8 +171,8 @@ def read_search(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
             "LEFT JOIN public.trial_values v ON v.trial_id = t.trial_id "
             "LEFT JOIN public.trial_user_attributes a "
             "ON a.trial_id = t.trial_id AND a.key = 'sweep:attempt' "
-            "WHERE s.study_name = %s",
-            (f"{evidence.study}/stage1",),
+            "WHERE s.study_name = ANY(%s)",
+            ([f"{evidence.study}/{stage}" for stage in STAGES],),
         )
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in cursor.fetchall():
@@ -176,7 +186,15 @@ def connect(url: str):
 
     class Reading:
         def __enter__(self):
-            self.connection = psycopg2.connect(url.replace("+psycopg2", "", 1))
+            deadline = time.monotonic() + RECOVERS_WITHIN_S
+            while True:
+                try:
+                    self.connection = psycopg2.connect(url.replace("+psycopg2", "", 1))
+                    break
+                except psycopg2.OperationalError:  # a server that was killed recovers first
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
             return self.connection.cursor(cursor_factory=psycopg2.extras.RealDictCursor)
 
         def __exit__(self, *error: object) -> None:
@@ -463,15 +481,17 @@ def tracebacks(evidence: Evidence) -> Iterator[Problem]:
 # -- what is left --------------------------------------------------------------------------------
 
 
-def leftovers(study: str, home: Path, data: Path | None = None) -> list[Problem]:
+def leftovers(
+    study: str, home: Path, data: Path | None = None, places: Sequence[Path] = ()
+) -> list[Problem]:
     """Processes and sockets of a sweep that has ended and whose database was stopped.
 
-    Looked for by marker, by command line, by the pid files that badly mannered trainers write, and
-    by the data directory that a database server works in.
+    Looked for by marker, by command line (that names the home or one of `places`), by the pid files
+    that badly mannered trainers write, and by the data directory that a database server works in.
     """
     problems = []
     marker = f"{processes.MARKER}={study}/".encode()
-    mine = os.fsencode(home)
+    mine = [os.fsencode(place) for place in (home, *places)]
     for process in processes.everyone():
         if process.pid == os.getpid():
             continue
@@ -485,7 +505,7 @@ def leftovers(study: str, home: Path, data: Path | None = None) -> list[Problem]
         shown = command.replace(b"\0", b" ").decode(errors="replace")[:200]
         if any(value.startswith(marker) for value in environment):
             problems.append(Problem("orphan", f"process {process.pid}", f"marked: {shown}"))
-        elif mine in command:
+        elif any(place in command for place in mine):
             problems.append(Problem("orphan", f"process {process.pid}", f"ours: {shown}"))
         elif data is not None and folder == os.fsencode(data):
             problems.append(

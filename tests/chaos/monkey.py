@@ -32,6 +32,8 @@ TARGET_WITHIN_S = 10.0
 SPREAD_OVER = 0.8
 """The share of the trials over which the faults are spread; the sweep must not end before they do."""
 RUN_WITHIN_S = 900.0
+COLD = 0.3
+"""The share of orchestrators that are told to start every trainer anew."""
 
 # How often each fault is chosen, relative to the others.
 WEIGHTS = {
@@ -42,6 +44,8 @@ WEIGHTS = {
     "intrude": 3,
     "kill_runner": 16,
     "kill_trainer": 12,
+    "kill_warm_parent": 6,
+    "pause_warm_parent": 3,
     "kill_everybody": 3,
     "pause_runner": 8,
     "pause_trainer": 6,
@@ -116,7 +120,7 @@ class Monkey:
     # -- turns -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.main = self.arena.start()
+        self.main = self.arena.start(cold=self.draw.random() < COLD)
 
     def _await_exit(self, deadline: float) -> int:
         try:
@@ -246,6 +250,23 @@ class Monkey:
             return None
         self._freeze([found[1]["trainer"]], self.draw.uniform(0.2, 2.0))
         return f"trainer {found[1]['trainer']} of {_name(found[0])}"
+
+    def _warm_parent(self) -> int | None:
+        found = [p.pid for p in self.arena.warm() if p.parent == self.main.pid]
+        return self.draw.choice(sorted(found)) if found else None
+
+    def _kill_warm_parent(self) -> str | None:
+        pid = self._warm_parent()
+        if pid is not None:
+            _kill(pid)
+        return pid and f"warm parent {pid}"
+
+    def _pause_warm_parent(self) -> str | None:
+        """Sometimes for longer than anybody waits for it."""
+        pid = self._warm_parent()
+        if pid is not None:
+            self._freeze([pid], self.draw.choice((0.3, 1.0, 5.2)))
+        return pid and f"warm parent {pid}"
 
     def _tear_control(self) -> str | None:
         found = self._somebody()

@@ -46,7 +46,7 @@ def sweep(place, database_url):
 
 def found(one, url, **more):
     report = checker.check(replace(battle.evidence(one, url), **more))
-    report.problems += checker.leftovers(one.name, one.home)
+    report.problems += checker.leftovers(one.name, one.home, places=(one.study.parent,))
     return report
 
 
@@ -60,26 +60,29 @@ def log(one):
 
 @pytest.mark.timeout(400)
 def test_a_monkey(place):
-    """Twenty-five faults; the long form is bench/chaos.py."""
-    report, monkey = battle.fight(place, seed=7, faults=25, trials=65)
+    """Twenty-five faults, warm and cold trainers; the long form is bench/chaos.py."""
+    report, monkey = battle.fight(place, seed=7, faults=25, trials=65, module=True)
     assert report.problems == [], str(report)
     assert len(monkey.done) >= 20
     assert len(monkey.counts) >= 10
+    assert report.figures["warm_starts"] > 0
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_a_monkey_for_longer(place):
-    report, monkey = battle.fight(place, seed=11, faults=90, trials=220)
+    """Through all three stages."""
+    report, monkey = battle.fight(place, seed=11, faults=90, trials=220, module=True, verb="run")
     assert report.problems == [], str(report)
     assert len(monkey.done) >= 80
+    assert set(report.figures["trials_by_stage"]) == set(checker.STAGES)
 
 
 @pytest.mark.timeout(300)
 def test_a_runner_that_wakes_up_after_it_was_given_up(sweep, database_url):
     """Frozen between its start and its claim, its orchestrator killed: it finds that it is too late."""
     one = sweep(slots=1, tau_s=0.2)
-    first = one.start()
+    first = one.start(cold=True)
     wait_until(lambda: one.outcomes() >= 1, WITHIN_S, "the first trial")
 
     def unclaimed():
@@ -230,7 +233,8 @@ def test_a_database_that_is_away_while_trials_run(place, database_url):
             before = one.outcomes()
             proxy.go_away()
             wait_until(lambda: one.outcomes() >= before + 2, WITHIN_S, "trials that end meanwhile")
-            time.sleep(1.0)
+            # Optuna tries again for some seconds before it says anything
+            wait_until(lambda: "waiting for it" in log(one), WITHIN_S, "the loop to notice")
             assert process.poll() is None
             proxy.come_back()
             assert process.wait(WITHIN_S) in COMPLETE

@@ -40,13 +40,16 @@ def sweep(place, url, **options):
 
 def start(one, part):
     program = (str(HERE / "broken.py"), part)
-    return one.start("stage1", str(one.study), "--slots", str(one.slots), program=program)
+    words = ("stage1", str(one.study), "--slots", str(one.slots))
+    # a runner that is forked from a warm parent would be the whole program's
+    cold = ("--cold",) if part == "tree-kill" else ()
+    return one.start(*words, *cold, program=program)
 
 
 def found(one, url):
     """What the checker says of a sweep that has ended, and of what it left running."""
     report = checker.check(battle.evidence(one, url))
-    report.problems += checker.leftovers(one.name, one.home)
+    report.problems += checker.leftovers(one.name, one.home, places=(one.study.parent,))
     return report
 
 
