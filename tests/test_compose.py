@@ -73,6 +73,10 @@ def problems(document: dict[str, Any]) -> list[str]:
             for word in service.get("command", [])
             if re.search(r"://[^@/]*:[^@/]*@", word) or SECRET_NAME.search(word)
         ]
+        if "optuna-dashboard" in image and "default_transaction_read_only=on" not in str(
+            service.get("environment", {}).get("PGOPTIONS")
+        ):
+            found.append(f"{name}: every visitor may write")
     return found
 
 
@@ -105,6 +109,7 @@ BREAKAGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda s: s["database"]["environment"].update(POSTGRES_PASSWORD="${P:-sweep}"),
         "default",
     ),
+    "writable": (lambda s: s["dashboard"]["environment"].pop("PGOPTIONS"), "may write"),
     "command": (
         lambda s: s["dashboard"].update(command=["postgresql://u:${P}@database/sweep"]),
         "command line",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -203,6 +204,41 @@ class TestLocalExecutor(ExecutorContract):
         assert processes.marked(known.token) != []
         assert LocalExecutor(executor.slots()).adopt(spec.parent) is None
         assert processes.marked(known.token) == []
+
+    def test_who_carries_the_token_and_descends_from_no_runner_is_ended_too(self, executor):
+        """As a server that was there before would start it for the trainer."""
+        slot = executor.slots()[0]
+        spec = self.prepare(slot, "--startup", "1")
+        executor.submit(spec, slot)
+        environment = os.environ | {processes.MARKER: self.running(spec).token}
+        stranger = subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True)
+        self.all_gone(executor, 1)
+        executor.wait(0.1)
+        assert stranger.wait(10) == -9
+
+    def test_and_by_the_next_orchestrator_where_the_first_was_killed(self, executor):
+        slot = executor.slots()[0]
+        spec = self.prepare(slot)
+        executor.submit(spec, slot)
+        token = self.running(spec).token
+        while not AttemptPaths(spec.parent).outcome.exists():
+            time.sleep(0.02)
+        environment = os.environ | {processes.MARKER: token}
+        stranger = subprocess.Popen(["sleep", "60"], env=environment, start_new_session=True)
+        os.waitpid(executor._runners.pop().pid, 0)  # as if it had been killed now
+        assert LocalExecutor(executor.slots()).adopt(spec.parent) is None
+        assert stranger.wait(10) == -9
+
+    def test_of_two_runners_of_one_attempt_the_one_that_has_it_is_waited_for(self, executor):
+        """As when a warm parent answers after it was given up: the other leaves, and nothing is lost."""
+        slot = executor.slots()[0]
+        spec = self.prepare(slot, "--startup", "2")
+        executor.submit(spec, slot)
+        self.running(spec)
+        executor.submit(spec, slot)
+        ended = self.all_gone(executor, 1)
+        assert AttemptOutcome.read(AttemptPaths(spec.parent).outcome).reason is Reason.TARGET
+        assert {e.folder for e in ended} == {spec.parent}
 
     def test_secrets_stay_here(self, executor, monkeypatch):
         monkeypatch.setenv("SWEEP_DATABASE_URL", "postgresql://me:s3kr1t@host/db")

@@ -83,9 +83,12 @@ def test_a_study_that_cannot_be_read(sweep_without_database):
 def test_on_the_command_line(sweep_without_database, words, said):
     sweep = sweep_without_database
     sweep.write()
-    done = sweep(*words, exit=2, SWEEP_STUDY="trivial")
+    done = sweep(*words, "--json", exit=2, SWEEP_STUDY="trivial")
     assert said in done.err
     assert "Traceback" not in done.text
+    document = done.json()
+    assert document["exit"] == 2
+    assert said in document["error"]
 
 
 def test_a_trainer_that_is_not_there(sweep):

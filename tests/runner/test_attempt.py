@@ -375,6 +375,21 @@ def test_a_run_folder_that_is_deleted_while_the_trial_runs(attempt, eventually):
     assert processes.look_at(grandchild) is None
 
 
+def test_a_run_folder_that_was_deleted_and_made_anew_is_no_longer_its_own(attempt):
+    """Whoever gave the attempt up has left an outcome there, which the runner must not replace."""
+    one = attempt("--never").start().until("evaluated")
+    trainer = one.until_trainer()
+    shutil.rmtree(one.paths.folder)
+    one.paths.folder.mkdir()
+    one.paths.outcome.write_text("given up")
+    code, err = one.exit()
+    assert code == 74
+    assert "made anew by others" in err
+    assert processes.look_at(trainer) is None
+    assert [path.name for path in one.paths.folder.iterdir()] == ["outcome.json"]
+    assert one.paths.outcome.read_text() == "given up"
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 256 KiB; needs root."""

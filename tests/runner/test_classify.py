@@ -77,6 +77,7 @@ KILL, TERM, SEGV = signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV
         (fold(3, failed="config"), {"exit_code": 2}, Reason.CONFIG),
         (fold(3, failed="oom"), {"exit_code": 5}, Reason.OOM),
         (fold(3, failed="data"), {"exit_code": 3}, Reason.ENVIRONMENT),
+        (fold(3, failed="checkpoint"), {"exit_code": 6}, Reason.ENVIRONMENT),
         (fold(3, failed="diverged"), {"exit_code": 4}, Reason.DIVERGED),
         (fold(3, failed="crash"), {"exit_code": 1}, Reason.CRASHED),
         (fold(3, failed="ValueError"), {"exit_code": 2}, Reason.CONFIG),

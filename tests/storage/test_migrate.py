@@ -1,19 +1,25 @@
 """The way to the schema: whole or not at all, by one of many, never backwards, and cheap when done."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import text as sql
 
 from sweeper.errors import DatabaseUnusable
 from sweeper.storage import migrate
 from sweeper.storage.schema import SCHEMA, VERSIONS, metadata
 from sweeper.storage.sql import open_engine, open_store
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -24,7 +30,7 @@ def engine(database_url):
 
 
 def tables(engine):
-    query = text("SELECT table_name FROM information_schema.tables WHERE table_schema = :schema")
+    query = sql("SELECT table_name FROM information_schema.tables WHERE table_schema = :schema")
     with engine.connect() as connection:
         return set(connection.scalars(query, {"schema": SCHEMA}))
 
@@ -65,6 +71,53 @@ def test_a_newer_schema_is_refused_and_left_alone(engine, database_url, administ
         with pytest.raises(DatabaseUnusable, match=r"9999.*up to 0001.*newer sweep") as caught:
             use()
         assert engine.url.password not in str(caught.value)
+
+
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "{new}", "{old}", None, None
+
+
+def upgrade():
+    op.add_column("studies", sa.Column("remark", sa.Text()), schema="sweep_facts")
+"""
+
+
+def test_an_older_schema_is_migrated_with_what_is_in_it(engine, database_url, administer, tmp_path):
+    """By the next version of the program, which is this one with one more migration."""
+    old, new = VERSIONS[-1], f"{int(VERSIONS[-1]) + 1:04d}"
+    package = tmp_path / "sweeper"
+    shutil.copytree(ROOT / "sweeper", package, ignore=shutil.ignore_patterns("__pycache__"))
+    schema = package / "storage" / "schema.py"
+    text = schema.read_text(encoding="utf-8")
+    assert text.count(f'"{old}",)') == 1
+    schema.write_text(text.replace(f'"{old}",)', f'"{old}", "{new}")'), encoding="utf-8")
+    step = package / "storage" / "migrations" / "versions" / f"v{new}_remark.py"
+    step.write_text(NEXT.format(old=old, new=new), encoding="utf-8")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SWEEP_")}
+    environment |= {"SWEEP_DATABASE_URL": database_url, "PYTHONPATH": str(tmp_path)}
+
+    def sweep(*words):
+        command = [sys.executable, "-m", "sweeper.cli", *words, "--home", str(tmp_path / "home")]
+        return subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+
+    migrate.upgrade(engine)
+    administer(database_url, f"INSERT INTO {SCHEMA}.studies (study) VALUES ('kept')")
+    refused = sweep("status", "quickstart")
+    assert refused.returncode == 3
+    assert f"in version {old}, this program needs {new}" in refused.stderr
+    assert "sweep db upgrade" in refused.stderr
+    done = sweep("db", "upgrade", "--json")
+    assert json.loads(done.stdout) == {"before": old, "after": new}, done.stderr
+    with engine.connect() as connection:
+        rows = connection.execute(sql(f"SELECT study, remark FROM {SCHEMA}.studies")).all()
+    assert [tuple(row) for row in rows] == [("kept", None)]
+    with pytest.raises(DatabaseUnusable, match=rf"{new}.*newer sweep"):
+        open_store(database_url, create=True)
 
 
 def test_many_at_once_make_it_once(database_url):
@@ -137,14 +190,14 @@ def test_the_server_finds_no_difference_either(engine):
     """Checks and partial indexes too, which Alembic does not compare."""
 
     def catalogue(connection):
-        rows = connection.execute(text(CATALOGUE.format(schema=SCHEMA)))
+        rows = connection.execute(sql(CATALOGUE.format(schema=SCHEMA)))
         return {tuple(row) for row in rows if migrate.VERSION_TABLE not in row[0]}
 
     migrate.upgrade(engine)
     with engine.begin() as connection:
         migrated = catalogue(connection)
-        connection.execute(text(f"DROP SCHEMA {SCHEMA} CASCADE"))
-        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+        connection.execute(sql(f"DROP SCHEMA {SCHEMA} CASCADE"))
+        connection.execute(sql(f"CREATE SCHEMA {SCHEMA}"))
         metadata.create_all(connection)
         drawn = catalogue(connection)
     assert migrated == drawn
@@ -179,7 +232,7 @@ def test_optuna_lives_beside_us_also_for_a_role_named_like_the_program(engine, d
     assert list(store.studies()) == []
     assert study.best_value == 1.0
     with engine.connect() as connection:
-        query = text(
+        query = sql(
             "SELECT table_schema FROM information_schema.tables WHERE table_name = 'trials'"
         )
         assert set(connection.scalars(query)) == {"public", SCHEMA}
