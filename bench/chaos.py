@@ -66,6 +66,7 @@ def sweep(
         )
     finally:
         shutil.rmtree(place, ignore_errors=True)
+    report.figures["load_average"] = [round(load, 1) for load in os.getloadavg()]
     return report.figures, [str(problem) for problem in report.problems]
 
 

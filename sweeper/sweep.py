@@ -154,6 +154,7 @@ class StageRun:
 
     def _freeze(self) -> None:
         name = self.stage.name
+        self._need_its_database()
         self._record = self.store.freeze(
             self.stage.plan(()),
             definition=self.study.definition(name),
@@ -175,6 +176,19 @@ class StageRun:
                 for i, f in self._facts.items()
                 if f.counted is not None and f.counted.outcome is Outcome.FAILED
             }
+
+    def _need_its_database(self) -> None:
+        """A stage that has run here must not be planned anew because a database knows nothing of it.
+
+        Raises:
+            DiskUnusable: its plan and run folders are here, and the database has no such stage.
+        """
+        study, name = self.study.name, self.stage.name
+        if not self.home.stage_document(study, name).exists() or self.store.stage(study, name):
+            return
+        for trial in self.stage.plan(()).trials:
+            if next((self.home.study(study) / trial.id).glob("attempt-*"), None) is not None:
+                raise attempts.unknown_folder(self.home.study(study))
 
     def _need_run_folders(self) -> None:
         """Where trials have run, their folders must be there: else nobody could say how they ended.

@@ -8,6 +8,9 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy.engine import make_url
 
+from sweeper.devices import find_cores
+from sweeper.runner import device_locks
+
 PASSWORD = "hunter2-S3kr1t"
 VERBS = (("stage1",), ("status",), ("check",))
 
@@ -112,3 +115,17 @@ def test_a_study_for_gpus_without_a_gpu(sweep):
         assert "no GPU" in done.err
         assert "--slots N" in done.err
     assert sweep("stage1", str(study), "--slots", "2", "--max-trials", "2", exit=6)
+
+
+def test_every_device_is_taken(sweep, monkeypatch):
+    """By somebody else, as the locks that all users share say it: `check` does not call that fine."""
+    study = str(sweep.write())
+    monkeypatch.setenv("SWEEP_DEVICE_LOCKS", sweep.env["SWEEP_DEVICE_LOCKS"])
+    locks = [device_locks.take(f"core-{core}") for core in find_cores()]
+    for lock in locks:
+        lock.write({"holder": {"pid": 7, "user": "ann", "study": "hers", "trial": "s1-A1"}})
+    done = sweep("check", study, "--json", exit=3)
+    assert "taken by process 7 of ann" in done.json()["error"]
+    for lock in locks:
+        lock.release()
+    assert sweep("check", study, "--json").json()["exit"] == 0

@@ -162,6 +162,29 @@ def test_ctrl_c_once(sweep, gated, wait_until):
     assert len(sweep.attempts()) == 5
 
 
+def test_cancel(sweep, gated, wait_until):
+    """One running trial ends, the sweep goes on without it, and only `retry --failed` runs it again."""
+    gated.shut(after=1)
+    command = sweep.start("stage1", gated.path, "--json")
+    running = gated.held(command, 1, wait_until)
+    trial = trial_of(running)
+    done = sweep("cancel", trial, "--study", gated.path, "--json").json()
+    assert done == {"trial": trial, "attempt": 1, "cancelled": True}
+    gated.open()
+    assert command.finish().json()["exit"] == 1
+    (attempt,) = sweep("show", trial, "--study", gated.path, "--json").json()["attempts"]
+    assert (attempt["outcome"], attempt["reason"], attempt["message"]) == (
+        "failed",
+        "killed",
+        "cancelled",
+    )
+    assert "has ended" in sweep("cancel", trial, "--study", gated.path, exit=2).err
+    sweep("stage1", gated.path, exit=1)
+    assert len(sweep.attempts()) == 5
+    sweep("retry", gated.path, "--failed")
+    gated.each_counts_once()
+
+
 def test_ctrl_c_twice(sweep, wait_until, alive):
     study = str(sweep.write(trivial="", tau_s=20.0, step_s=0.02, steps=4000))
     command = sweep.start("run", study, "--json")

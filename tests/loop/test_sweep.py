@@ -276,6 +276,7 @@ def test_what_ended_while_nobody_watched_is_recorded_not_run(tmp_path):
     # an orchestrator that was killed between begin and record leaves just this
     other = Bench(tmp_path)
     other.home = bench.home
+    other.home.stage_document("toy", "stage1").unlink()
     plan = other.run(stop=Stop(level=1)).record.plan
     trial = next(t for t in plan.trials if t.id == done.trial)
     lease = other.store.acquire("toy", "killed", ttl_s=60)
@@ -422,8 +423,15 @@ def test_a_run_folder_that_the_database_does_not_know_is_left_alone(tmp_path):
     bench.store = MemoryStore()  # as after an older copy was put back
     with pytest.raises(DiskUnusable, match="db rebuild"):
         bench.run()
+    assert files(bench.home.study("toy")) == kept
+    assert bench.store.stage("toy", "stage1") is None
+    bench.home.stage_document("toy", "stage1").unlink()  # then each folder speaks for itself
+    with pytest.raises(DiskUnusable, match="db rebuild"):
+        bench.run()
     now = files(bench.home.study("toy"))
-    assert {path: now[path] for path in kept if path.suffix != ".toml"} == kept
+    assert {path: data for path, data in now.items() if path.parts[0] != "stage1.json"} == {
+        path: data for path, data in kept.items() if path.parts[0] != "stage1.json"
+    }
 
 
 def test_run_folders_that_are_gone_stop_the_stage_before_anything_is_given_up(tmp_path):

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,18 @@ def test_a_wrapper_that_forwards_nothing_and_dies_of_term(attempt, trainer_comma
     code = "import subprocess, sys; subprocess.run(sys.argv[1:], start_new_session=True)"
     argv = [sys.executable, "-S", "-c", code, *trainer_command, "--never", "--ignore-term"]
     assert attempt(argv=argv, trial_s=0.5).start().finish().reason is Reason.TIMEOUT
+
+
+@pytest.mark.long
+def test_torchrun_is_ended_with_its_workers(attempt):
+    """Its agent starts workers in sessions of their own, and waits for them when it is told to end."""
+    trainer = Path(__file__).resolve().parents[1] / "fakes" / "trivial_trainer.py"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    argv = [*torchrun, str(trainer), "--never", "--ignore-term", "--grandchild"]
+    one = attempt(argv=argv, startup_s=60.0).start().until("evaluated")
+    one.child("grandchild")
+    write_json(one.paths.control, Control(cancel=True).to_json())
+    assert one.finish().reason is Reason.KILLED
 
 
 def test_a_frozen_trainer_is_ended(attempt):
