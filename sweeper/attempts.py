@@ -11,7 +11,6 @@ import fcntl
 import json
 import math
 import os
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,24 +188,6 @@ def disk_unusable(folder: Path, error: OSError) -> DiskUnusable:
     return DiskUnusable(
         f"folder {folder}: {what}. Nothing recorded so far is lost: make room (or choose "
         "another --home), then give the same command again"
-    )
-
-
-def unknown_folder(folder: Path) -> DiskUnusable:
-    """The trouble with a run folder of which the database knows nothing (it was emptied, or changed)."""
-    return DiskUnusable(
-        f"folder {folder}: is there, and the database knows nothing of it (another database, or an "
-        "older copy of it?); nothing was touched. `sweep db rebuild` reads run folders back into the "
-        "database; or choose another --home, or move the folder away"
-    )
-
-
-def folders_gone(folder: Path) -> DiskUnusable:
-    """The trouble when the run folders of trials that were started are nowhere."""
-    return DiskUnusable(
-        f"folder {folder}: trials of this study have run here, and it is gone; is what it was on still "
-        "mounted? Nothing was started or given up. Where the folder is gone for good, or another "
-        f"--home is meant: mkdir -p {shlex.quote(str(folder))}"
     )
 
 

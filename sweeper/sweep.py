@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sweeper import attempts, checkpoints, oom, telling
+from sweeper import attempts, checkpoints, oom, run_folders, telling
 from sweeper.behind import Behind
 from sweeper.errors import EnvironmentUnusable, PlanError
 from sweeper.executors.base import Executor, Slot
 from sweeper.objective import TimeToTarget, time_to_target
-from sweeper.paths import AttemptPaths, Home, make_private, write_json
+from sweeper.paths import AttemptPaths, Home
 from sweeper.patience import Patient
 from sweeper.places import Places
-from sweeper.plan_document import StageDocument
 from sweeper.progress import Progress
 from sweeper.racing.reach import effective_target
 from sweeper.search.base import Search
@@ -154,9 +153,10 @@ class StageRun:
 
     def _freeze(self) -> None:
         name = self.stage.name
-        self._need_its_database()
+        plan = self.stage.plan(())
+        run_folders.need_its_database(self.home, self.store, plan)
         self._record = self.store.freeze(
-            self.stage.plan(()),
+            plan,
             definition=self.study.definition(name),
             definition_hash=self.study.definition_hash(name),
             options=self.options,
@@ -165,7 +165,7 @@ class StageRun:
         self._plan = self._record.plan
         for facts in self.store.facts(self.study.name, name):
             self._facts[facts.trial.id] = facts
-        self._need_run_folders()
+        run_folders.need_them(self.home, self.store, self.study.name, self._facts.values())
         self._keep_document()
         if self.stage.keep is not None:  # an earlier command may have gone over to a fallback
             self.target = self._steering.target = self._record.effective_target
@@ -176,31 +176,6 @@ class StageRun:
                 for i, f in self._facts.items()
                 if f.counted is not None and f.counted.outcome is Outcome.FAILED
             }
-
-    def _need_its_database(self) -> None:
-        """A stage that has run here must not be planned anew because a database knows nothing of it.
-
-        Raises:
-            DiskUnusable: its plan and run folders are here, and the database has no such stage.
-        """
-        study, name = self.study.name, self.stage.name
-        if not self.home.stage_document(study, name).exists() or self.store.stage(study, name):
-            return
-        for trial in self.stage.plan(()).trials:
-            if next((self.home.study(study) / trial.id).glob("attempt-*"), None) is not None:
-                raise attempts.unknown_folder(self.home.study(study))
-
-    def _need_run_folders(self) -> None:
-        """Where trials have run, their folders must be there: else nobody could say how they ended.
-
-        Raises:
-            DiskUnusable: they are gone, as when what they are on is not mounted.
-        """
-        folder = self.home.study(self.study.name)
-        begun = [Path(r.folder) for r in self.store.running(self.study.name)]
-        started = any("start" in a.device for f in self._facts.values() for a in f.attempts)
-        if not folder.is_dir() and (started or any(folder in path.parents for path in begun)):
-            raise attempts.folders_gone(folder)
 
     def _reconcile(self) -> None:
         """Attempts that an earlier orchestrator began: record, adopt, or declare lost."""
@@ -370,7 +345,7 @@ class StageRun:
             raise
         prepared.drop()
         self.store.renew(self.lease, ttl_s=LEASE_TTL_S)
-        raise attempts.unknown_folder(folder)
+        raise run_folders.unknown(folder)
 
     def _wait(self) -> None:
         ends = self.executor.wait(0.0 if self._behind else TICK_S)
@@ -387,14 +362,19 @@ class StageRun:
         if now - self._renewed_at > LEASE_TTL_S / 3:
             self.store.renew(self.lease, ttl_s=LEASE_TTL_S)
             self._renewed_at = now
+        self._drain_if_asked()
+
+    def _drain_if_asked(self) -> None:
+        """End what runs: it counts as measured until now, and is run again by the next command."""
         out_of_time = self.budget.max_hours is not None and self._hours() >= self.budget.max_hours
         if self.stop.level >= 2 or out_of_time:
-            self._drain()
+            for running in self._running.values():
+                running.drain()
 
-    def _drain(self) -> None:
-        """End what runs: it counts as measured until now, and is run again by the next command."""
-        for running in self._running.values():
-            running.drain()
+    def _while_the_database_is_gone(self) -> None:
+        self._drain_if_asked()
+        if self.revive is not None:
+            self.revive()
 
     def _close(self) -> StageEnd:
         if self._ending == "complete" and not self._anything_left():
@@ -551,29 +531,10 @@ class StageRun:
         return oom.may_shrink(self.study, known.trial.point, known.attempts)
 
     def _patient(self, target: Any) -> Patient:
-        return Patient(target, note=self.progress.note, revive=self.revive)
+        return Patient(target, note=self.progress.note, revive=self._while_the_database_is_gone)
 
     def _keep_document(self) -> None:
-        """The plan beside the run folders, so that `sweep db rebuild` needs nothing else.
-
-        Raises:
-            DiskUnusable: the home cannot be written.
-        """
-        document = StageDocument(
-            plan=self._plan,
-            definition=self._record.definition,
-            definition_hash=self._record.definition_hash,
-            options=self._record.options,
-            exploratory=self._record.exploratory,
-            effective_target=self._record.effective_target,
-            closed=self._record.closed_at is not None,
-        )
-        path = self.home.stage_document(self.study.name, self.stage.name)
-        try:
-            make_private(path.parent)
-            write_json(path, document.to_json())
-        except OSError as error:
-            raise attempts.disk_unusable(path.parent, error) from None
+        run_folders.keep_document(self.home, self._record, self._plan)
 
     def _run_target(self) -> float | None:
         return self.target if self.study.objective.goal == "time_to_target" else None

@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan_document": {"space", "trial"},
     "telling": WORDS | {"search.base"},
     "attempts": WORDS | {"configuration", "executors.base"},
+    "run_folders": WORDS | {"attempts", "plan_document", "storage.base"},
     "oom": {"configuration", "space", "study", "trial"},
     "places": {"errors", "executors.base"},
     "checkpoints": {"objective", "paths", "study", "trial"},
@@ -55,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
     | SEAMS
-    | {"attempts", "behind", "checkpoints", "oom", "patience", "places", "plan_document", "racing"}
+    | {"attempts", "behind", "checkpoints", "oom", "patience", "places", "racing", "run_folders"}
     | {"stages", "steering", "telling"},
     "replay": WORDS
     | {"executors.replay", "search.base", "search.memory", "stages", "storage.memory", "sweep"},

@@ -13,7 +13,7 @@ from sweeper.executors.simulated import SimulatedExecutor
 from sweeper.paths import Home
 from sweeper.report.lines import QuietProgress
 from sweeper.search.memory import MemorySearch
-from sweeper.spec import CANCELLED, AttemptOutcome
+from sweeper.spec import CANCELLED, AttemptOutcome, Control
 from sweeper.stages import Stage1
 from sweeper.storage.memory import MemoryStore
 from sweeper.study_file import load
@@ -331,6 +331,26 @@ def test_an_outage_costs_only_the_wait(tmp_path, method):
     assert end.ending == "complete"
     assert revived.is_set()
     assert all(len(f.attempts) == 1 for f in end.facts)
+
+
+def test_running_trials_can_be_ended_while_the_database_is_gone(tmp_path):
+    """Ctrl-C twice reaches them; what is not recorded then is when the database is back."""
+    bench, stop, seen = Bench(tmp_path, slots=2), Stop(), []
+
+    class GoneForTheSecond(Outage):
+        def __getattr__(self, name):
+            first = name == "begin" and not list(bench.home.study("toy").glob("*/attempt-*"))
+            return getattr(self._store, name) if first else super().__getattr__(name)
+
+    def revive():
+        stop.level = 2
+        seen.append([Control.read(p).drain for p in bench.home.folder.rglob("control.json")])
+
+    store = GoneForTheSecond(bench.store, "begin", 3)
+    end = bench.run(store=store, stop=stop, revive=revive)
+    assert seen[0] == []
+    assert seen[-1] == [True]
+    assert end.ending == "interrupted"
 
 
 def test_a_lost_lease_stops_the_loop(tmp_path):
