@@ -165,7 +165,8 @@ def _draft(paths: AttemptPaths, token: int) -> Iterator[AttemptPaths]:
     trial.parent.stat()
     make_private(trial)
     for left in trial.glob(".draft-*"):
-        if int(left.name.rpartition("-")[2]) <= token:
+        of = left.name.removeprefix(".draft-")
+        if of.isdigit() and int(of) <= token:
             shutil.rmtree(left, ignore_errors=True)
     draft = AttemptPaths(trial / f".draft-{token}")
     make_private(draft.folder)

@@ -60,11 +60,11 @@ def log(one):
 
 @pytest.mark.timeout(400)
 def test_a_monkey(place):
-    """Twenty-five faults, warm and cold trainers; the long form is bench/chaos.py."""
-    report, monkey = battle.fight(place, seed=7, faults=25, trials=65, module=True)
+    """Twenty faults, warm and cold trainers; the long form is bench/chaos.py."""
+    report, monkey = battle.fight(place, seed=7, faults=20, trials=49, module=True)
     assert report.problems == [], str(report)
-    assert len(monkey.done) >= 20
-    assert len(monkey.counts) >= 10
+    assert len(monkey.done) >= 14
+    assert len(monkey.counts) >= 8
     assert report.figures["warm_starts"] > 0
 
 

@@ -348,6 +348,7 @@ class TestGpu:
         hand.end()
         assert hand.device.facts()["telemetry"].startswith("lost: ")
 
+    @pytest.mark.long
     def test_out_of_memory_beside_a_stranger_is_not_the_configurations_fault(
         self, attempt, gpu, stranger
     ):
