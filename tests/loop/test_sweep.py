@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from sweeper.commands.status import status_document
 from sweeper.errors import DatabaseGone, PlanError, StudyBusy
 from sweeper.executors.simulated import SimulatedExecutor
 from sweeper.paths import Home
@@ -343,3 +344,18 @@ def test_a_lost_lease_stops_the_loop(tmp_path):
     bench.executor = SimulatedExecutor(player)
     with pytest.raises(StudyBusy):
         bench.run()
+
+
+def test_status_counts_names_the_fastest_and_says_how_long_it_takes(tmp_path):
+    bench = Bench(tmp_path)
+    bench.run(budget=Budget(max_trials=3))
+    early = status_document(bench.study, bench.store)
+    assert [(s["stage"], s["done"], s["closed"]) for s in early["stages"]] == [("stage1", 3, False)]
+    assert early["eta_s"] > 0
+    end = bench.run()
+    found = status_document(bench.study, bench.store)
+    assert found["stages"][0]["planned"] == found["stages"][0]["done"] == len(end.facts)
+    best = min(end.facts, key=lambda f: f.counted.phases.train)
+    assert found["incumbent"]["id"] == best.trial.id
+    assert found["incumbent"]["point"] == dict(best.trial.point)
+    assert found["eta_s"] is None
