@@ -30,7 +30,7 @@ from sweeper.spec import AttemptOutcome, AttemptSpec
 from sweeper.stages import Stage1
 from sweeper.storage.sql import open_store
 from sweeper.study_file import load
-from sweeper.sweep import StageRun
+from sweeper.sweep import Budget, StageRun
 from sweeper.trial import Outcome, Reason
 
 STUDY = """
@@ -168,7 +168,7 @@ class Watched(SimulatedExecutor):
 
 
 def simulated(
-    folder: Path, url: str, trials: int, slots: int, *, cap: bool, optuna: bool
+    folder: Path, url: str, trials: int, slots: int, *, cap: bool, optuna: bool, most: int | None
 ) -> dict[str, object]:
     study = load(study_in(folder, trials, cap=cap))
     store = open_store(url, create=True)
@@ -186,9 +186,11 @@ def simulated(
     StageRun(
         study=study, stage=Stage1(study, keep=6), store=store, search=search, executor=executor,
         home=Home(folder / "home"), lease=lease, progress=QuietProgress(), target=2.0,
+        budget=Budget(max_trials=most),
     ).run()  # fmt: skip
     wall_s, cpu_s = time.monotonic() - began_at, time.process_time() - cpu_s
     store.close()
+    ended = len(executor.played)
     full = executor.busy[: max(1, len(executor.busy) - slots)]
     per_trial = [
         1e3 * (b[2] - a[2]) / (b[0] - a[0])
@@ -196,12 +198,13 @@ def simulated(
     ]
     return {
         "trials": trials,
+        "ended": ended,
         "slots": slots,
         "cap": cap,
         "optuna": optuna,
         "wall_s": round(wall_s, 1),
-        "wall_ms_per_trial": round(1e3 * wall_s / trials, 2),
-        "cpu_ms_per_trial": round(1e3 * cpu_s / trials, 2),
+        "wall_ms_per_trial": round(1e3 * wall_s / ended, 2),
+        "cpu_ms_per_trial": round(1e3 * cpu_s / ended, 2),
         "cpu_ms_per_trial_early": round(per_trial[1], 2) if len(per_trial) > 1 else None,
         "cpu_ms_per_trial_late": round(per_trial[-2], 2) if len(per_trial) > 1 else None,
         "busy_slots_median": sorted(full)[len(full) // 2],
@@ -209,7 +212,7 @@ def simulated(
         "memory_mb_of_trials": [
             [m[0], round(m[3])] for m in executor.marks[:: max(1, len(executor.marks) // 8)]
         ],
-        "slots_stay_busy_with_trials_longer_than_s": round(wall_s / trials * slots, 1),
+        "slots_stay_busy_with_trials_longer_than_s": round(wall_s / ended * slots, 1),
     }  # fmt: skip
 
 
@@ -219,6 +222,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--simulated", type=int, default=5000)
     parser.add_argument("--slots", type=int, default=200)
+    parser.add_argument("--most", type=int, help="simulate only so many of these trials")
     parser.add_argument("--cap", action="store_true", help="simulate with racing on, too")
     parser.add_argument(
         "--optuna", action="store_true", help="simulate with Optuna on Postgres, too"
@@ -241,6 +245,7 @@ def main() -> None:
                 options.slots,
                 cap=options.cap,
                 optuna=options.optuna,
+                most=options.most,
             )
     print(json.dumps(result, indent=1))
     if options.out:

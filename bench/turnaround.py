@@ -7,12 +7,15 @@ two trainings), one trial after the other on one core: `sweep` cold and warm, ev
 Postgres; plain Optuna with a subprocess a trial, in memory; Ray Tune as it comes (a worker process a
 trial) and with reused workers. The arms take turns. Ray is run by --ray-python, an interpreter that
 has ray, torch and numpy; where that is missing its arms are left out, and the result says so.
+Training seconds of the same trials, warm over cold, come with an interval: warm starts must not change
+what is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -21,6 +24,7 @@ import time
 from pathlib import Path
 
 from measuring import BENCH, ROOT, fresh_database, gaps_s, machine, outcomes, run_sweep, workplace
+from scipy.stats import t as student_t
 
 STEPS = 8
 CONFIG = f"""
@@ -113,7 +117,34 @@ def sweep(folder: Path, trials: int, url: str, *words: str) -> dict[str, object]
     run_sweep(folder, url, *words)
     found = outcomes(folder)
     assert len(found) == trials and all(o["reason"] == "steps" for o in found), found
-    return {"gaps_s": gaps_s(folder / "marks"), "warm": sum(bool(o["warm"]) for o in found)}
+    return {
+        "gaps_s": gaps_s(folder / "marks"),
+        "warm": sum(bool(o["warm"]) for o in found),
+        "train_s": train_s(folder),
+    }
+
+
+def train_s(folder: Path) -> dict[str, float]:
+    """Training seconds of every trial, by its id, as the trainer measured them."""
+    found = {}
+    for path in (folder / "home").glob("runs/*/*/attempt-1/events.jsonl"):
+        last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        found[path.parent.parent.name] = float(last["clock"]["train"])
+    return found
+
+
+def paired(warm: list[float], cold: list[float]) -> dict[str, object]:
+    """Warm over cold training seconds of the same trials in the same rounds: ratio, 95 % interval."""
+    logs = [math.log(a / b) for a, b in zip(warm, cold, strict=True)]
+    mean, half = statistics.fmean(logs), math.nan
+    if len(logs) > 1:
+        error = statistics.stdev(logs) / math.sqrt(len(logs))
+        half = float(student_t.ppf(0.975, len(logs) - 1)) * error
+    return {
+        "ratio": round(math.exp(mean), 4),
+        "interval_95": [round(math.exp(mean - half), 4), round(math.exp(mean + half), 4)],
+        "pairs": len(logs),
+    }
 
 
 def plain_optuna(folder: Path, trials: int, env: dict[str, str], core: int) -> dict[str, object]:
@@ -191,6 +222,7 @@ def main() -> None:
     arms = [a for a in options.arms if ray or not a.startswith("ray")]
     core = min(os.sched_getaffinity(0))
     gaps: dict[str, list[float]] = {arm: [] for arm in arms}
+    trained: dict[str, list[float]] = {"warm": [], "cold": []}
     with workplace() as (place, server):
         for turn in range(options.rounds):
             for arm in arms:
@@ -212,6 +244,7 @@ def main() -> None:
                     words = ["--cold"] if arm == "cold" else []
                     run = sweep(folder, options.trials, fresh_database(server.url), *words)
                     assert run["warm"] == (0 if words else options.trials), run
+                    trained[arm] += [seconds for _, seconds in sorted(run["train_s"].items())]
                 gaps[arm] += run["gaps_s"]
                 wall_s = time.monotonic() - began_at
                 print(arm, turn, f"{wall_s:.1f} s", summary(run["gaps_s"]), flush=True)
@@ -227,6 +260,8 @@ def main() -> None:
             if arm != "warm" and "warm" in gaps
         },
     }
+    if len(trained["warm"]) == len(trained["cold"]) > 1:
+        result["train_seconds_warm_over_cold"] = paired(trained["warm"], trained["cold"])
     print(json.dumps(result, indent=1))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ VERBS = {
     "run": "stages:run",
     "plan": "look:plan",
     "check": "look:check",
-    "status": "look:status",
+    "status": "status:status",
     "show": "look:show",
     "logs": "look:logs",
     "studies": "look:studies",

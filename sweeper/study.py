@@ -26,7 +26,7 @@ class Frozen(BaseModel):
     """A part of a study: it cannot change, and refuses keys that it does not know."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True, defer_build=True
     )
 
 

@@ -240,7 +240,9 @@ class StageRun:
         except PlanError as error:
             self._trouble = error
             return
-        if plan != self._plan:
+        if plan == self._plan:
+            self._plan = plan  # the very object, so that next time no trial is compared
+        else:
             self.store.update_plan(plan)
             self._plan = plan
             self._keep_document()
@@ -309,7 +311,8 @@ class StageRun:
         self.executor.submit(self._begin(trial, attempt, prepared, slot), slot)
         self._to_retry.discard(trial.id)
         self._rest_until.pop(trial.id, None)
-        self._waiting = None
+        if self._waiting is not None:  # nothing new is known: the others keep their places
+            self._waiting = [t for t in self._waiting if t.id != trial.id]
         self._started += 1
         self._running[str(paths.folder)] = Running(
             trial, attempt, paths, slot, attempts.Follow(paths), bound.seconds if bound else None
@@ -456,10 +459,12 @@ class StageRun:
         self._search.tell(key, telling.told(self.study, facts, self.target))
 
     def _check_breaker(self) -> None:
-        known = [f for f in self._facts.values() if f.attempts and not self._may_shrink(f)]
-        ended = [f.attempts[-1] for f in known]
-        if any(a.outcome is not Outcome.FAILED for a in ended) or self._ending != "complete":
+        tried = [f for f in self._facts.values() if f.attempts]
+        if self._ending != "complete" or any(
+            f.attempts[-1].outcome is not Outcome.FAILED for f in tried
+        ):
             return
+        ended = [f.attempts[-1] for f in tried if not self._may_shrink(f)]
         reasons = Counter(a.reason for a in ended if a.reason is not Reason.LOST)
         for reason, count in reasons.items():
             if count >= BREAKER_AFTER:
@@ -502,7 +507,9 @@ class StageRun:
     def _settled(self) -> list[TrialFacts]:
         """The facts, with trials that will be run again as if they had not been run yet."""
         again = {t.id for t in self._ready_trials()} | {r.trial.id for r in self._running.values()}
-        return [TrialFacts(f.trial) if i in again else f for i, f in self._facts.items()]
+        return [
+            TrialFacts(f.trial) if f.attempts and i in again else f for i, f in self._facts.items()
+        ]
 
     def _changed(self) -> None:
         """Facts or plan are others than they were."""

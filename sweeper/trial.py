@@ -256,7 +256,7 @@ class TrialFacts:
     @property
     def counted(self) -> AttemptFacts | None:
         """The attempt that counts: the last that was measured, else the last failure, else None."""
-        measured = [a for a in self.attempts if a.outcome in (Outcome.REACHED, Outcome.CENSORED)]
-        if measured:
-            return measured[-1]
+        for attempt in reversed(self.attempts):
+            if attempt.outcome in (Outcome.REACHED, Outcome.CENSORED):
+                return attempt
         return self.attempts[-1] if self.attempts else None

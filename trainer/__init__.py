@@ -21,7 +21,7 @@ def preload() -> None:
     before = os.environ.get(variable)
     os.environ[variable] = "1"
     try:
-        for module in ("numpy", "torch", "trainer.__main__", "trainer.train"):
+        for module in ("numpy.random", "torch", "trainer.__main__", "trainer.train"):
             importlib.import_module(module)
     finally:
         if before is None:

@@ -91,7 +91,9 @@ class TrainingLoop:
     """One run, built from its parts; `run` drives it to a StopReason or a DivergedError.
 
     `model` maps inputs and targets (B, T) to the mean loss. A step is made of passes over
-    `micro_batch` sequences each, so that one compiled graph serves every batch size.
+    `micro_batch` sequences each, so that one compiled graph serves every batch size. Without
+    `warm_evaluation` the warm-up leaves evaluation out: for a processor nothing is compiled or loaded
+    before its first pass, and that one is on the evaluation's clock, never on training's.
     """
 
     model: Callable[[Tensor, Tensor], Tensor]
@@ -118,6 +120,7 @@ class TrainingLoop:
     clock: PhaseClock
     events: EventWriter
     say: Callable[[str], None]
+    warm_evaluation: bool = True
     warnings: list[tuple[str, str]] = field(default_factory=list)
     _evaluations: int = field(default=0, init=False)
     _evaluate_at_tokens: int = field(default=0, init=False)
@@ -162,12 +165,13 @@ class TrainingLoop:
         return StopReason.TERMINATED if self.stop_requested() else None
 
     def warm_up(self) -> None:
-        """One step and one evaluation pass on real shapes, then everything back to where it was."""
+        """One step (and one evaluation pass) on real shapes, then everything back to where it was."""
         weights = [parameter.tensor.detach().clone() for parameter in self.parameters]
         former = _copied(self.optimizer.state_dict())
         random_state = self._random_state()
         self.learn(self.progress.step)
-        self.evaluator.warm_up()
+        if self.warm_evaluation:
+            self.evaluator.warm_up()
         with torch.no_grad():
             for parameter, value in zip(self.parameters, weights, strict=True):
                 parameter.tensor.copy_(value)

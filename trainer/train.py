@@ -120,6 +120,7 @@ def build_loop(
         clock=clock,
         events=events,
         say=say,
+        warm_evaluation=config.run.compile != "off" or device.type == "cuda",
     )
     facts = {
         "config": as_dict(config),

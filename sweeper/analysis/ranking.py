@@ -293,8 +293,11 @@ def saved_s(stage: StageFacts, limits: Limits) -> dict[str, float]:
 
 
 def _best_loss(attempt: AttemptFacts) -> float | None:
-    found = best_value(attempt.curve)
-    return attempt.best_loss if found is None else found
+    if best_value not in attempt.derived:  # asked for by every ranking, and a curve is long
+        found = best_value(attempt.curve)
+        attempt.derived[best_value] = attempt.best_loss if found is None else found
+    lowest: float | None = attempt.derived[best_value]
+    return lowest
 
 
 def _row(first: TrialFacts, groups: tuple[str, ...], runs: tuple[Run, ...]) -> Row:

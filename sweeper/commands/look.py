@@ -1,4 +1,4 @@
-"""The verbs that look and change nothing: plan, check, status, show, logs, studies.
+"""The verbs that look and change nothing: plan, check, show, logs, studies.
 
 They must not know how anything is run, and never write to the database.
 """
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,13 @@ from sweeper.errors import (
     SweepError,
     TrainerUnusable,
 )
-from sweeper.objective import time_to_target
 from sweeper.paths import AttemptPaths
 from sweeper.space import Point, Value
 from sweeper.storage.base import Store
 from sweeper.study import Group, Study
-from sweeper.trial import Brief, Outcome, PlannedTrial, StagePlan, TrialFacts
+from sweeper.trial import PlannedTrial, StagePlan, TrialFacts
 
 CHECK_LIMIT_S = 120.0
-MEASURED = (Outcome.REACHED, Outcome.CENSORED)
-MOST_CANDIDATES = 200  # curves that `status` reads
 MOST_WINNERS = 200  # combinations of group winners that `check` asks the trainer about
 
 
@@ -269,89 +266,6 @@ def _in_words(problem: Any) -> str:
     return str(message or problem)
 
 
-def status(args: argparse.Namespace) -> int:
-    """Where every stage stands, without reading a single curve that it does not need."""
-    with App(args) as app:
-        study = app.study(quiet=args.json)
-        document = status_document(study, app.store() if app.has_database() else None)
-        app.out(document)
-        if not args.json:
-            from sweeper.report import console  # noqa: PLC0415
-
-            app.console().print(console.status_table(document))
-    return EXIT_DONE
-
-
-def status_document(study: Study, store: Store | None) -> dict[str, Any]:
-    """The document of `status --json`."""
-    empty: dict[str, Any] = {"study": study.name, "stages": [], "incumbent": None, "eta_s": None}
-    if store is None:
-        return empty
-    records = store.stages(study.name)
-    if not records:
-        return empty
-    counts = store.counts(study.name)
-    stages = []
-    left = 0
-    for record in records:
-        found = counts.get(record.stage, {})
-        done = sum(found.get(k, 0) for k in ("reached", "censored", "failed", "invalid"))
-        planned = len(record.plan.trials)
-        stages.append(
-            {
-                "stage": record.stage,
-                "planned": planned,
-                "done": done,
-                **{k: found.get(k, 0) for k in ("running", "reached", "censored", "failed")},
-                "invalid": found.get("invalid", 0),
-                "target": record.target,
-                "effective_target": record.effective_target,
-                "closed": record.closed_at is not None,
-            }
-        )
-        if record.closed_at is None:
-            left += planned - done
-    best: dict[str, Any] | None = None
-    target = records[-1].effective_target
-    every: dict[str, Brief] = {}
-    for ended in store.brief(study.name):  # of each trial the one that counts
-        before = every.get(ended.trial_id)
-        if ended.outcome in MEASURED or before is None or before.outcome not in MEASURED:
-            every[ended.trial_id] = ended
-    walls = [ended.wall_s for ended in every.values()]
-    for facts in store.facts(study.name, trials=_shortest(every.values(), target, study)):
-        attempt = facts.counted
-        if attempt is None:
-            continue
-        found_time = time_to_target(attempt, target, study.objective.clock)
-        if found_time is None or not found_time.reached:
-            continue
-        if best is None or found_time.seconds < best["time_to_target_s"]:
-            best = {
-                "id": facts.trial.id,
-                "label": facts.trial.label,
-                "time_to_target_s": found_time.seconds,
-                "point": dict(facts.trial.point),
-            }
-    eta = left * statistics.median(walls) if walls and left else None
-    return {"study": study.name, "stages": stages, "incumbent": best, "eta_s": eta}
-
-
-def _shortest(every: Iterable[Brief], target: float, study: Study) -> list[str]:
-    """The trials among which the incumbent is: the shortest of those whose loss was low enough.
-
-    A run ends soon after its target, so that what it took in all tells the fast from the slow; the
-    margin is for runs that went on to a harder target than the one they are judged at.
-    """
-    clock = study.objective.clock
-    low = [
-        (ended.phases.seconds(clock), ended.trial_id)
-        for ended in every
-        if ended.best_loss is not None and ended.best_loss <= target
-    ]
-    return [trial_id for _, trial_id in sorted(low)[:MOST_CANDIDATES]]
-
-
 def find_trial(store: Store, study: Study, trial_id: str) -> TrialFacts:
     """A trial by its id.
 
@@ -360,12 +274,13 @@ def find_trial(store: Store, study: Study, trial_id: str) -> TrialFacts:
     """
     import difflib  # noqa: PLC0415
 
-    every = {f.trial.id: f for f in store.facts(study.name)}
-    if trial_id in every:
-        return every[trial_id]
+    found = store.facts(study.name, trials=[trial_id])
+    if found:
+        return found[0]
+    every = [t.id for record in store.stages(study.name) for t in record.plan.trials]
     near = difflib.get_close_matches(trial_id, every, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    known = f" ({len(every)} trials here, for example {next(iter(every))})" if every else ""
+    known = f" ({len(every)} trials here, for example {every[0]})" if every else ""
     raise StudyError(f"{study.name}: no trial {trial_id!r}{known}{hint}")
 
 

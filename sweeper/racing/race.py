@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from sweeper.racing.cap import Cap, cap, question_partners
 from sweeper.racing.forecast import Curves, Finished, LeaveOneOut, Track, Trust, is_late
-from sweeper.racing.order import promising_first
+from sweeper.racing.order import Order
 from sweeper.racing.reach import fallback, reach
 from sweeper.racing.rungs import cut
 from sweeper.racing.standing import Standing, Times
@@ -41,6 +41,7 @@ class Race:
     earlier: Sequence[TrialFacts] = ()
     ordered: bool = False
     _times: Times = field(init=False)
+    _order: Order = field(init=False)
     _curves: Curves = field(init=False)
     _left_out: LeaveOneOut = field(init=False)
     _seen: Standing | None = field(default=None, init=False)
@@ -52,6 +53,7 @@ class Race:
 
     def __post_init__(self) -> None:
         self._times = Times(self.study.objective.clock)
+        self._order = Order(self.study.space.baseline(), self.study.limits.trial_s)
         self._curves = Curves(self.study.objective.clock)
         self._left_out = LeaveOneOut()
 
@@ -84,12 +86,7 @@ class Race:
         """Waiting trials, the one to start next first."""
         if not self.ordered or not self.study.racing.order:
             return list(ready)
-        return promising_first(
-            ready,
-            standing,
-            baseline=self.study.space.baseline(),
-            limit_s=self.study.limits.trial_s,
-        )
+        return self._order.promising_first(ready, standing)
 
     def early(
         self, curve: Sequence[Evaluation], bound: Cap | None, standing: Standing

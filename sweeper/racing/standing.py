@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -68,33 +67,55 @@ class Standing:
 
 
 class Times:
-    """Works out standings, and each attempt's time once: a curve is long, an ended one never changes."""
+    """Works out standings; what has not changed since the last one is not worked out again.
+
+    Facts are frozen: a trial whose facts are the same object has the same run, and a point all of
+    whose runs are the same has the same median.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._known: dict[tuple[str, int, float, str], TimeToTarget | None] = {}
+        self._target = math.nan
+        self._runs: dict[str, tuple[TrialFacts, Run]] = {}
+        self._of_point: dict[Point, dict[str, float]] = {}
+        self._medians: dict[Point, float] = {}
 
     def standing(self, facts: Iterable[TrialFacts], target: float) -> Standing:
         """The standing of these trials at a target."""
-        runs = tuple(Run(f.trial, f.counted, self._time(f, target)) for f in facts)
-        times: dict[Point, list[float]] = defaultdict(list)
-        for run in runs:
-            if run.time is not None:
-                times[run.trial.point].append(run.time.seconds if run.time.reached else math.inf)
-        medians = {point: statistics.median(values) for point, values in times.items()}
-        reached = {p: s for p, s in medians.items() if math.isfinite(s)}
-        spread, degrees = _spread(times.values())
-        ordered = dict(sorted(reached.items(), key=lambda item: item[1]))
-        return Standing(target, self._clock, runs, ordered, spread, degrees)
+        facts = list(facts)
+        if target != self._target or len(self._runs.keys() - {f.trial.id for f in facts}) > 0:
+            self._target = target
+            self._runs, self._of_point, self._medians = {}, {}, {}
+        changed: set[Point] = set()
+        for one in facts:
+            known = self._runs.get(one.trial.id)
+            if known is None or known[0] is not one:
+                changed |= self._take(one, known[1] if known else None)
+        for point in changed:
+            times = self._of_point[point].values()
+            median = statistics.median(times) if times else math.inf
+            self._medians.pop(point, None)
+            if math.isfinite(median):
+                self._medians[point] = median
+        spread, degrees = _spread(list(t.values()) for t in self._of_point.values() if len(t) > 1)
+        self._medians = dict(sorted(self._medians.items(), key=lambda item: item[1]))
+        runs = tuple(self._runs[one.trial.id][1] for one in facts)
+        return Standing(target, self._clock, runs, dict(self._medians), spread, degrees)
 
-    def _time(self, facts: TrialFacts, target: float) -> TimeToTarget | None:
-        attempt = facts.counted
-        if attempt is None:
-            return None
-        key = (facts.trial.id, attempt.attempt, target, attempt.outcome.value)
-        if key not in self._known:
-            self._known[key] = time_to_target(attempt, target, self._clock)
-        return self._known[key]
+    def _take(self, facts: TrialFacts, before: Run | None) -> set[Point]:
+        """Take over a trial's facts; the points whose times may be others now."""
+        trial, attempt = facts.trial, facts.counted
+        time = None if attempt is None else time_to_target(attempt, self._target, self._clock)
+        self._runs[trial.id] = (facts, Run(trial, attempt, time))
+        changed = set()
+        if before is not None and before.time is not None:
+            self._of_point[before.trial.point].pop(trial.id, None)
+            changed.add(before.trial.point)
+        if time is not None:
+            seconds = time.seconds if time.reached else math.inf
+            self._of_point.setdefault(trial.point, {})[trial.id] = seconds
+            changed.add(trial.point)
+        return changed
 
 
 def _spread(times: Iterable[list[float]]) -> tuple[float | None, int]:

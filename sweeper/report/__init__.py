@@ -43,17 +43,18 @@ def write_report(facts: StudyFacts, out: Path, *, target: float | None = None) -
     from sweeper.report import figures, html, json_report, markdown  # noqa: PLC0415
 
     document = json_report.document(facts, target=target, generated_at=time.time())
+    drawn = figures.figures(document)
     written = Report(
         html=out / "report.html",
         markdown=out / "report.md",
         json=out / "report.json",
-        figures=tuple(out / "figures" / f"{f.name}.svg" for f in figures.figures(document)),
+        figures=tuple(out / "figures" / f"{f.name}.svg" for f in drawn),
         document=document,
     )
     write_json(written.json, document)
     write_whole(written.markdown, markdown.render(document))
-    write_whole(written.html, html.render(document))
+    write_whole(written.html, html.render(document, drawn))
     (out / "figures").mkdir(exist_ok=True)
-    for path, figure in zip(written.figures, figures.figures(document), strict=True):
+    for path, figure in zip(written.figures, drawn, strict=True):
         write_whole(path, html.standalone(figure))
     return written

@@ -29,6 +29,7 @@ from sweeper.space import show_value
 WIDE, NARROW = 860, 350
 LOG_FROM = 15  # longest over shortest time from which a linear axis would hide the short ones
 MOST_ROWS = 36
+MOST_CURVES = 300  # more are one grey area, and a page that no browser likes
 CLOCK_TITLE = {"train": "train seconds", "train+eval": "train + eval seconds", "wall": "seconds"}
 
 Document = Mapping[str, Any]
@@ -72,12 +73,28 @@ def curves(document: Document) -> Figure | None:
         return None
     reached = sum(run["reached"] for run in runs)
     target = significant(document["target"], 6)
+    shown = _shown(runs)
     words = (
         f"{document['metric']} of {len(runs)} trials against {CLOCK_TITLE[document['clock']]}; "
         f"{reached} crossed {target}, broken lines did not."
     )
+    if len(shown) < len(runs):
+        words += f" {len(shown)} are drawn: winner, baseline, and an even sample by time."
     title = f"{document['metric']} against seconds"
-    return _both("curves", title, words, lambda width: _curves(document, runs, width))
+    return _both("curves", title, words, lambda width: _curves(document, shown, width))
+
+
+def _shown(runs: Sequence[Any]) -> Sequence[Any]:
+    """All runs or, of too many, those with a role and an even sample of the others by time."""
+    if len(runs) <= MOST_CURVES:
+        return runs
+    named = [run for run in runs if run["role"] != "other"][:MOST_CURVES]
+    others = sorted(
+        (run for run in runs if run["role"] == "other"),
+        key=lambda run: (not run["reached"], run["seconds"]),
+    )
+    room = MOST_CURVES - len(named)
+    return [*named, *(others[i * (len(others) - 1) // max(1, room - 1)] for i in range(room))]
 
 
 def _curves(document: Document, runs: Sequence[Any], width: int) -> Drawing:

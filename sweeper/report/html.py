@@ -14,15 +14,15 @@ from string import Template
 from typing import Any
 
 from sweeper.analysis.wording import bracket, change, duration, ratio, significant
-from sweeper.report.figures import Figure, figures
+from sweeper.report.figures import Figure
 from sweeper.space import show_value
 
 Document = Mapping[str, Any]
 
 
-def render(document: Document) -> str:
-    """The whole page."""
-    drawn = {figure.name: figure for figure in figures(document)}
+def render(document: Document, figures: Sequence[Figure]) -> str:
+    """The whole page; `figures` are those of the same document."""
+    drawn = {figure.name: figure for figure in figures}
     parts = [
         _first_screen(document),
         _decisions(document),

@@ -96,8 +96,11 @@ class Store(Protocol):
         """The frozen stage, or None."""
         ...
 
-    def stages(self, study: str) -> Sequence[StageRecord]:
-        """All stages of a study in the order stage1, stage2, confirm."""
+    def stages(self, study: str, *, trials: bool = True) -> Sequence[StageRecord]:
+        """All stages of a study in the order stage1, stage2, confirm.
+
+        Without `trials` their plans have none: `counts` says how many there are.
+        """
         ...
 
     def update_plan(self, plan: StagePlan) -> None:

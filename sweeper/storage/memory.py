@@ -97,11 +97,12 @@ class MemoryStore:
         """See `Store.stage`."""
         return self._stages.get(study, {}).get(stage)
 
-    def stages(self, study: str) -> Sequence[StageRecord]:
+    def stages(self, study: str, *, trials: bool = True) -> Sequence[StageRecord]:
         """See `Store.stages`."""
         with self._lock:
             found = self._stages.get(study, {})
-            return [found[name] for name in STAGES if name in found]
+            records = [found[name] for name in STAGES if name in found]
+            return records if trials else [_without_trials(record) for record in records]
 
     def update_plan(self, plan: StagePlan) -> None:
         """See `Store.update_plan`."""
@@ -292,3 +293,7 @@ class MemoryStore:
         held = self._leases.get(lease.study)
         if study != lease.study or held is None or held.token != lease.token:
             raise StudyBusy(f"study {study}: the lease of {lease.holder} is lost")
+
+
+def _without_trials(record: StageRecord) -> StageRecord:
+    return replace(record, plan=replace(record.plan, trials=()))

@@ -163,18 +163,20 @@ def keep_fingerprint(connection: Connection, document: Mapping[str, Any]) -> str
     return key
 
 
-def read_stages(connection: Connection, study: str, stage: StageName | None) -> list[StageRecord]:
-    """One stage or all of a study, in order."""
+def read_stages(
+    connection: Connection, study: str, stage: StageName | None, *, planned: bool = True
+) -> list[StageRecord]:
+    """One stage or all of a study, in order; `planned`: with their trials."""
     query = (
         select(studies.c.study, stages).select_from(STUDY_STAGES).where(studies.c.study == study)
     )
     if stage is not None:
         query = query.where(stages.c.stage == stage)
     found = connection.execute(query.order_by(_STAGE_ORDER)).all()
-    planned: dict[str, list[PlannedTrial]] = defaultdict(list)
-    for row in connection.execute(_planned(study, stage)):
-        planned[row.stage].append(rows.trial_value(row, row.stage))
-    return [rows.stage_value(row, planned[row.stage]) for row in found]
+    of_stage: dict[str, list[PlannedTrial]] = defaultdict(list)
+    for row in connection.execute(_planned(study, stage)) if planned else ():
+        of_stage[row.stage].append(rows.trial_value(row, row.stage))
+    return [rows.stage_value(row, of_stage[row.stage]) for row in found]
 
 
 def _planned(study: str, stage: StageName | None) -> Select[Any]:

@@ -183,8 +183,7 @@ def evaluation_row(attempt_key: int, position: int, evaluation: Evaluation) -> d
 
 def evaluation_value(row: Sequence[Any]) -> Evaluation:
     """One place of a curve from EVALUATION_COLUMNS."""
-    _, slice_name, step, tokens, value, *seconds = row
-    return Evaluation(step, tokens, Phases(*seconds), value, slice_name)
+    return Evaluation(row[2], row[3], Phases._make(row[5:]), row[4], row[1])
 
 
 def fingerprint_key(document: Mapping[str, Any]) -> str:

@@ -171,9 +171,11 @@ class SqlStore:
         found = self._run(lambda connection: queries.read_stages(connection, study, stage))
         return found[0] if found else None
 
-    def stages(self, study: str) -> Sequence[StageRecord]:
+    def stages(self, study: str, *, trials: bool = True) -> Sequence[StageRecord]:
         """See `Store.stages`."""
-        return self._run(lambda connection: queries.read_stages(connection, study, None))
+        return self._run(
+            lambda connection: queries.read_stages(connection, study, None, planned=trials)
+        )
 
     def update_plan(self, plan: StagePlan) -> None:
         """See `Store.update_plan`."""

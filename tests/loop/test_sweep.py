@@ -8,6 +8,7 @@ import time
 import pytest
 
 from sweeper import attempts
+from sweeper.commands.status import status_document
 from sweeper.errors import DatabaseGone, DiskUnusable, PlanError, StudyBusy
 from sweeper.executors.simulated import SimulatedExecutor
 from sweeper.paths import Home
@@ -481,3 +482,18 @@ def test_a_trial_rests_before_it_is_tried_again_and_others_go_first(tmp_path):
     assert tries[1] - tries[0] >= 0.2
     assert tries[2] - tries[1] >= 0.4
     assert any(tries[0] < at < tries[1] for at, lr, _ in started if lr != 0.003)
+
+
+def test_status_counts_names_the_fastest_and_says_how_long_it_takes(tmp_path):
+    bench = Bench(tmp_path)
+    bench.run(budget=Budget(max_trials=3))
+    early = status_document(bench.study, bench.store)
+    assert [(s["stage"], s["done"], s["closed"]) for s in early["stages"]] == [("stage1", 3, False)]
+    assert early["eta_s"] > 0
+    end = bench.run()
+    found = status_document(bench.study, bench.store)
+    assert found["stages"][0]["planned"] == found["stages"][0]["done"] == len(end.facts)
+    best = min(end.facts, key=lambda f: f.counted.phases.train)
+    assert found["incumbent"]["id"] == best.trial.id
+    assert found["incumbent"]["point"] == dict(best.trial.point)
+    assert found["eta_s"] is None

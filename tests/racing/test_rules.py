@@ -5,11 +5,11 @@ import random
 import pytest
 
 from sweeper.racing.forecast import Curves, LeaveOneOut, Track, expected_s, is_late
-from sweeper.racing.order import promising_first
+from sweeper.racing.order import Order
 from sweeper.racing.race import Race
 from sweeper.racing.reach import fallback, reach
 from sweeper.racing.rungs import cut
-from sweeper.trial import Reason
+from sweeper.trial import Reason, TrialFacts
 from tests.racing.conftest import TARGET, Bench, falling
 
 
@@ -38,14 +38,14 @@ def test_order_prefers_levels_that_did_well_and_keeps_groups_in_plan_order(bench
         bench.trial("x16", batch=16, lr=0.05),
         bench.trial("y16", groups=("B",), batch=16, lr=0.1),
     ]
-    order = promising_first(waiting, standing, baseline=bench.study.space.baseline(), limit_s=100)
+    order = Order(bench.study.space.baseline(), 100).promising_first(waiting, standing)
     assert [t.id for t in order] == ["x16", "x8", "y16"]
 
 
 def test_order_without_knowledge_starts_near_the_baseline(bench):
     standing = Race(bench.study, 2).standing([], TARGET)
     waiting = [bench.trial("far", batch=64, lr=0.5), bench.trial("near", batch=8)]
-    order = promising_first(waiting, standing, baseline=bench.study.space.baseline(), limit_s=100)
+    order = Order(bench.study.space.baseline(), 100).promising_first(waiting, standing)
     assert [t.id for t in order] == ["near", "far"]
 
 
@@ -170,3 +170,18 @@ def test_trials_that_were_cut_are_no_evidence_against_the_target(bench):
         for i in range(5)
     ]
     assert Race(bench.study, 2).fallback(Race(bench.study, 2).standing(facts, TARGET)) is None
+
+
+def test_a_standing_worked_out_bit_by_bit_is_the_one_worked_out_at_once(bench):
+    race, draw = Race(bench.study, 2), random.Random(3)
+    facts = [TrialFacts(bench.trial(f"s1-A{i}", lr=0.001 * (1 + i % 5))) for i in range(12)]
+    for turn in range(30):
+        place, target = draw.randrange(12), TARGET if turn < 20 else TARGET + 0.5
+        reached_s = draw.uniform(1, 30)
+        ended = bench.facts(facts[place].trial, reached_s, curve=falling(reached_s, every=0.5))
+        facts[place] = TrialFacts(facts[place].trial) if turn % 7 == 6 else ended
+        grown, whole = race.standing(facts, target), Race(bench.study, 2).standing(facts, target)
+        assert grown.runs == whole.runs
+        assert grown.medians == whole.medians
+        assert list(grown.medians.values()) == sorted(grown.medians.values())
+        assert (grown.degrees, grown.spread) == (whole.degrees, pytest.approx(whole.spread))

@@ -104,6 +104,10 @@ class TestStages:
         assert [f.trial.stage for f in store.facts("demo")] == list(STAGES)
         assert list(store.studies()) == ["zeta", "demo"]
         assert store.stage("demo", "stage2").plan.trials[0].id == "stage2-1"
+        heads = store.stages("demo", trials=False)
+        assert [(r.stage, len(r.plan.trials), r.target) for r in heads] == [
+            (r.stage, 0, r.target) for r in store.stages("demo")
+        ]
 
     def test_what_is_not_there_is_none_or_empty(self, store):
         assert store.stage("demo", "stage1") is None

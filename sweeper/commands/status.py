@@ -1,0 +1,104 @@
+"""The verb that says where a study stands; people give it often, so it imports and reads little.
+
+It must not know how anything is run, and never writes to the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from sweeper.app import App
+from sweeper.errors import EXIT_DONE
+from sweeper.objective import time_to_target
+from sweeper.storage.base import Store
+from sweeper.study import Study
+from sweeper.trial import Brief, Outcome
+
+MEASURED = (Outcome.REACHED, Outcome.CENSORED)
+MOST_CANDIDATES = 50  # curves that are read
+
+
+def status(args: argparse.Namespace) -> int:
+    """Where every stage stands, without reading a single curve that it does not need."""
+    with App(args) as app:
+        study = app.study(quiet=args.json)
+        document = status_document(study, app.store() if app.has_database() else None)
+        app.out(document)
+        if not args.json:
+            from sweeper.report import console  # noqa: PLC0415
+
+            app.console().print(console.status_table(document))
+    return EXIT_DONE
+
+
+def status_document(study: Study, store: Store | None) -> dict[str, Any]:
+    """The document of `status --json`."""
+    empty: dict[str, Any] = {"study": study.name, "stages": [], "incumbent": None, "eta_s": None}
+    if store is None:
+        return empty
+    records = store.stages(study.name, trials=False)
+    if not records:
+        return empty
+    counts = store.counts(study.name)
+    stages = []
+    left = 0
+    for record in records:
+        found = counts.get(record.stage, {})
+        done = sum(found.get(k, 0) for k in ("reached", "censored", "failed", "invalid"))
+        planned = found.get("planned", 0)
+        stages.append(
+            {
+                "stage": record.stage,
+                "planned": planned,
+                "done": done,
+                **{k: found.get(k, 0) for k in ("running", "reached", "censored", "failed")},
+                "invalid": found.get("invalid", 0),
+                "target": record.target,
+                "effective_target": record.effective_target,
+                "closed": record.closed_at is not None,
+            }
+        )
+        if record.closed_at is None:
+            left += planned - done
+    best: dict[str, Any] | None = None
+    target = records[-1].effective_target
+    every: dict[str, Brief] = {}
+    for ended in store.brief(study.name):  # of each trial the one that counts
+        before = every.get(ended.trial_id)
+        if ended.outcome in MEASURED or before is None or before.outcome not in MEASURED:
+            every[ended.trial_id] = ended
+    walls = [ended.wall_s for ended in every.values()]
+    for facts in store.facts(study.name, trials=_shortest(every.values(), target, study)):
+        attempt = facts.counted
+        if attempt is None:
+            continue
+        found_time = time_to_target(attempt, target, study.objective.clock)
+        if found_time is None or not found_time.reached:
+            continue
+        if best is None or found_time.seconds < best["time_to_target_s"]:
+            best = {
+                "id": facts.trial.id,
+                "label": facts.trial.label,
+                "time_to_target_s": found_time.seconds,
+                "point": dict(facts.trial.point),
+            }
+    eta = left * statistics.median(walls) if walls and left else None
+    return {"study": study.name, "stages": stages, "incumbent": best, "eta_s": eta}
+
+
+def _shortest(every: Iterable[Brief], target: float, study: Study) -> list[str]:
+    """The trials among which the incumbent is: the shortest of those whose loss was low enough.
+
+    A run ends soon after its target, so that what it took in all tells the fast from the slow; the
+    margin is for runs that went on to a harder target than the one they are judged at.
+    """
+    clock = study.objective.clock
+    low = [
+        (ended.phases.seconds(clock), ended.trial_id)
+        for ended in every
+        if ended.best_loss is not None and ended.best_loss <= target
+    ]
+    return [trial_id for _, trial_id in sorted(low)[:MOST_CANDIDATES]]
