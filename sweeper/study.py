@@ -181,6 +181,17 @@ class Racing(Frozen):
     grace_s: Positive = 1.0
 
 
+class Validity(Frozen):
+    """Which measurements may be believed (method section 7).
+
+    `gate` judges every attempt by its device's telemetry and pace. `mixed` lets trials of different
+    hardware, versions or data be ranked together.
+    """
+
+    gate: bool = True
+    mixed: bool = False
+
+
 class OnOom(Frozen):
     """When a device runs out of memory: halve one key, double the other, same effective batch."""
 
@@ -236,6 +247,7 @@ class Study(Frozen):
     stage2: Stage2 = Stage2()
     confirm: Confirm = Confirm()
     racing: Racing = Racing()
+    validity: Validity = Validity()
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None

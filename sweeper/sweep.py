@@ -6,6 +6,7 @@ It must not know which executor, database or sampler it was given.
 from __future__ import annotations
 
 import errno
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Any, Literal, cast
 
 from sweeper import attempts, checkpoints, oom, telling
 from sweeper.behind import Behind
-from sweeper.errors import EnvironmentUnusable, PlanError
+from sweeper.errors import EnvironmentUnusable, MixedFingerprints, PlanError
 from sweeper.executors.base import Executor, Slot
 from sweeper.objective import TimeToTarget, time_to_target
 from sweeper.paths import AttemptPaths, Home, make_private, write_json
@@ -23,6 +24,7 @@ from sweeper.places import Places
 from sweeper.plan_document import StageDocument
 from sweeper.progress import Progress
 from sweeper.racing.reach import effective_target
+from sweeper.racing.validity import doubts_of, judge
 from sweeper.search.base import Search
 from sweeper.spec import CANCELLED
 from sweeper.stages import Stage
@@ -106,8 +108,11 @@ class StageRun:
 
     def __post_init__(self) -> None:
         self.store = cast(Store, self._patient(self.store))
-        self._facts: dict[str, TrialFacts] = {}
+        self._facts: dict[str, TrialFacts] = {}  # as recorded
+        self._judged: dict[str, TrialFacts] = {}  # with the verdicts of the validity gate
+        self._doubted: set[tuple[str, int, Outcome]] = set()
         self._running: dict[str, Running] = {}
+        self._banner = ""
         self._started = 0
         self._began_at = time.monotonic()
         self._renewed_at = self._began_at
@@ -206,7 +211,7 @@ class StageRun:
         name = telling.search_name(self.study.name, self.stage.name, self.target, declared)
         opened = self._patient(self.search)(name)
         self._search = cast(Search, self._patient(opened))
-        for facts in self._facts.values():
+        for facts in self._judged.values():
             for attempt in facts.attempts:
                 self._tell(facts.trial, attempt)
 
@@ -339,12 +344,12 @@ class StageRun:
         self._keep_document()
         if record.closed_at is not None:
             self._prune()
-        ordered = [self._facts[t.id] for t in self._plan.trials if t.id in self._facts]
+        ordered = [self._judged[t.id] for t in self._plan.trials if t.id in self._judged]
         return StageEnd(self._ending, record, tuple(ordered), self._why)
 
     def _prune(self) -> None:
         """Give back the disk that checkpoints of trials occupy which nobody will continue."""
-        facts, target = list(self._facts.values()), self._record.effective_target
+        facts, target = list(self._judged.values()), self._record.effective_target
         freed = checkpoints.prune(self.study, self.home, facts, target=target, top=self.stage.keep)
         if freed:
             self.progress.note(f"checkpoints of the others were deleted: {freed / 1e6:.0f} MB")
@@ -374,18 +379,26 @@ class StageRun:
             known = TrialFacts(known.trial, (*known.attempts, facts))
             self._facts[trial.id] = known
         self._changed()
-        self._write_behind(running, facts, known)
+        judged = next(a for a in self._judged[trial.id].attempts if a.attempt == facts.attempt)
+        self._write_behind(running, facts, judged, known)
         self._check_breaker()
+        if judged.reason is Reason.FINGERPRINT:
+            self._trouble = MixedFingerprints(
+                f"{trial.id}: {judged.message}. Times are compared within one fingerprint only: give "
+                "the study a new name, or rank them together with [validity] mixed = true"
+            )
 
-    def _write_behind(self, running: Running, facts: AttemptFacts, known: TrialFacts) -> None:
+    def _write_behind(
+        self, running: Running, facts: AttemptFacts, judged: AttemptFacts, known: TrialFacts
+    ) -> None:
         """Record first, tell second; then what people see."""
         trial, later = running.trial, self._behind.later
         later(lambda: self._steering.look(running))
         later(lambda: self._write(running, facts))
         if hasattr(self, "_search"):  # else `_synchronise_search` is still to come
-            later(lambda: self._tell(trial, facts))
-        time = self._time(facts)
-        later(lambda: self.progress.trial_ended(trial, facts, time))
+            later(lambda: self._tell(trial, judged))
+        time = self._time(judged)
+        later(lambda: self.progress.trial_ended(trial, judged, time))
         if facts.reason is Reason.OOM and self.study.on_oom is not None:
             words = oom.outlook(self.study, trial.point, known.attempts)
             later(lambda: self.progress.note(f"{trial.id}: {words}"))
@@ -451,17 +464,35 @@ class StageRun:
     def _settled(self) -> list[TrialFacts]:
         """The facts, with trials that will be run again as if they had not been run yet."""
         again = {t.id for t in self._ready_trials()} | {r.trial.id for r in self._running.values()}
-        return [TrialFacts(f.trial) if i in again else f for i, f in self._facts.items()]
+        return [TrialFacts(f.trial) if i in again else f for i, f in self._judged.items()]
 
     def _changed(self) -> None:
         """Facts or plan are others than they were."""
         self._waiting, self._stale = None, True
-        self._steering.refresh(self._facts, self._plan)
+        self._judge_times()
+        self._steering.refresh(self._judged, self._plan)
+
+    def _judge_times(self) -> None:
+        """Which measurements may be believed now: another run may show that one was too slow."""
+        earlier = self.stage.race.earlier
+        found = judge(list(self._facts.values()), self.study.validity, earlier)
+        self._judged = {f.trial.id: f for f in found.facts}
+        for trial_id, facts in self._judged.items():
+            for attempt in facts.attempts:
+                key = (trial_id, attempt.attempt, attempt.outcome)
+                if attempt.validity != "valid" and key not in self._doubted:
+                    self._doubted.add(key)
+                    doubts = "; ".join(doubts_of(attempt)) or attempt.message
+                    words = f"{trial_id}: {attempt.validity}: {doubts}"
+                    self._behind.later(functools.partial(self.progress.note, words))
+        if found.banner and found.banner != self._banner:
+            self._banner = found.banner
+            self._behind.later(functools.partial(self.progress.note, found.banner))
 
     def _needs_run(self, trial: PlannedTrial) -> bool:
         if trial.open:
             return False
-        known = self._facts.get(trial.id)
+        known = self._judged.get(trial.id)
         counted = known.counted if known else None
         if known is None or counted is None or trial.id in self._to_retry:
             return True
@@ -471,10 +502,15 @@ class StageRun:
             same = sum(1 for a in known.attempts if a.reason is counted.reason)
             return counted.message != CANCELLED and same < TRIES.get(counted.reason, 1)
         if counted.outcome is Outcome.INVALID:
-            return len(known.attempts) < 2
+            return self._may_measure_again(known)
         if counted.reason is Reason.BUDGET:
             return True
         return self._steering.matters_again(trial, counted)
+
+    def _may_measure_again(self, known: TrialFacts) -> bool:
+        """An invalid measurement is repeated once; under another fingerprint as often as it takes."""
+        invalid = [a for a in known.attempts if a.outcome is Outcome.INVALID]
+        return len(invalid) < 2 or invalid[-1].reason is Reason.FINGERPRINT
 
     def _may_shrink(self, known: TrialFacts) -> bool:
         return oom.may_shrink(self.study, known.trial.point, known.attempts)
@@ -516,6 +552,6 @@ class StageRun:
 
     def _judge_target(self) -> None:
         """Where nothing reached the target, the stage is judged at the tightest fallback that was."""
-        effective = effective_target(self.study, list(self._facts.values()), self.target)
+        effective = effective_target(self.study, list(self._judged.values()), self.target)
         if effective is not None:
             self.store.set_effective_target(self.study.name, self.stage.name, effective)

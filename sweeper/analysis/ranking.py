@@ -19,6 +19,7 @@ from sweeper.errors import (
     EXIT_STOPPED_EARLY,
 )
 from sweeper.objective import TimeToTarget, best_value
+from sweeper.racing.validity import doubts_of
 from sweeper.space import Point, Value
 from sweeper.study import Limits, Study
 from sweeper.trial import AttemptFacts, Clock, Outcome, Reason, StageName, TrialFacts
@@ -63,6 +64,16 @@ class Row:
         return sum(run.time.reached for run in self.runs)
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against its times, run by run."""
+        return tuple(
+            f"{run.id}: {words}"
+            for run in self.runs
+            if run.attempt.validity == "suspect"
+            for words in doubts_of(run.attempt)
+        )
+
+    @property
     def seconds_per_step(self) -> float | None:
         """Seconds to the target over steps to the target."""
         return self.seconds / self.steps if self.steps else None
@@ -88,6 +99,7 @@ class Row:
             "runs": len(self.runs),
             "reached_runs": self.reached_runs,
             "trials": [run.id for run in self.runs],
+            "suspect": list(self.doubts),
             "point": dict(self.point),
         }
 

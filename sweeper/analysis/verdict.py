@@ -38,7 +38,7 @@ from sweeper.analysis.wording import (
     ratio,
     significant,
 )
-from sweeper.trial import Clock
+from sweeper.trial import Clock, Outcome
 
 Kind = Literal["confirmed", "unconfirmed", "nothing_reached", "nothing_measured"]
 
@@ -139,6 +139,8 @@ def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
     paragraphs = tuple(
         p
         for p in (
+            facts.banner,
+            _on_validity(ranking, lost),
             *findings(facts, goal),
             _judged_at(facts, goal),
             not_again or _on_confirm(confirmed, winner, baseline, speedup),
@@ -339,6 +341,26 @@ def _split_words(contrast: Contrast) -> str:
         f"Against the baseline it needs {more_or_less(tokens, 'more', 'fewer')} tokens to the "
         f"target, at {more_or_less(speed, 'more', 'less')} time per token."
     )
+
+
+def _on_validity(ranking: Sequence[Row], lost: Sequence[Failure]) -> str:
+    """Times that should not be believed, and those that were left out."""
+    doubted = [row for row in ranking if row.doubts]
+    invalid = [failure for failure in lost if failure.outcome is Outcome.INVALID]
+    parts = []
+    if doubted:
+        first = doubted[0].doubts[0]
+        more = "" if len(doubted) == 1 else " (every row says why)"
+        parts.append(
+            f"{count(len(doubted), 'configuration')} of the ranking "
+            f"{'has' if len(doubted) == 1 else 'have'} a suspect time, for example {first}{more}."
+        )
+    if invalid:
+        names = listed([failure.id for failure in invalid])
+        parts.append(
+            f"Left out of the ranking, invalid in every attempt: {names} ({_reasons(invalid)})."
+        )
+    return " ".join(parts)
 
 
 def _on_noise(noise: Noise) -> str:

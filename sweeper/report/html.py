@@ -151,13 +151,16 @@ def _first_screen(document: Document) -> str:
     if document["exploratory"]:
         words = "Exploratory: the study was changed after its plan was frozen."
         parts.append(f'<p class="banner">{words}</p>')
+    if document["banner"]:
+        parts.append(f'<p class="banner">{_words(document["banner"])}</p>')
     left = _winner(document)
     facts = _facts(document)
     if left:
         parts.append(f'<div class="first"><div>{left}</div>{facts}</div>')
     else:
         parts.append(facts)
-    parts += [f"<p>{_words(paragraph)}</p>" for paragraph in verdict["paragraphs"]]
+    parts += [f"<p>{_words(paragraph)}</p>" for paragraph in verdict["paragraphs"]
+              if paragraph != document["banner"]]  # fmt: skip
     return "\n".join(parts)
 
 
@@ -237,7 +240,7 @@ def _ranking_table(document: Document) -> str:
         (
             "winner-row" if row["point"] == winner else "" if row["reached"] else "quiet",
             (
-                escape(row["label"]),
+                escape(row["label"] + (" (suspect)" if row["suspect"] else "")),
                 str(row["place"] or ""),
                 _seconds(row),
                 _optional(row["steps_to_target"]),
@@ -253,6 +256,9 @@ def _ranking_table(document: Document) -> str:
         "configuration", "place", "time to target", "steps", "ms a step", "best", "reached", "ended by",
     )  # fmt: skip
     table = _table("Every configuration of stages 1 and 2", columns, cells, numbers=range(1, 7))
+    doubts = "".join(f"<li>{escape(words)}</li>" for row in rows for words in row["suspect"])
+    if doubts:
+        table += f"<p>Suspect times:</p><ul>{doubts}</ul>"
     return _folded(f"All {len(rows)} configurations as a table", table)
 
 

@@ -44,6 +44,7 @@ def document(
         "declared_target": objective.target,
         "fallback": list(objective.fallback),
         "target": judged.target,
+        "banner": facts.banner,
         "exploratory": any(stage.exploratory for stage in facts.present()),
         "verdict": {
             "kind": judged.kind,

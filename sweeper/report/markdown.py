@@ -85,7 +85,7 @@ def _ranking(document: Document) -> list[str]:
     rows = [
         (
             str(row["place"] or ""),
-            safe(row["label"]),
+            safe(row["label"]) + (" (suspect)" if row["suspect"] else ""),
             duration(row["time_to_target_s"])
             if row["reached"]
             else f"> {duration(row['censored_at_s'])}",
@@ -97,7 +97,10 @@ def _ranking(document: Document) -> list[str]:
         for row in document["ranking"]
     ]
     columns = ("place", "configuration", "time to target", "steps", "best", "reached", "ended by")
-    return ["## Ranking", "", *_table(columns, rows)] if rows else []
+    doubts = [
+        f"- suspect: {safe(words)}" for row in document["ranking"] for words in row["suspect"]
+    ]
+    return ["## Ranking", "", *_table(columns, rows), *doubts, ""] if rows else []
 
 
 def _confirm(document: Document) -> list[str]:

@@ -31,6 +31,7 @@ from sweeper.study import (
     Study,
     Tie,
     TrainerCommand,
+    Validity,
 )
 from sweeper.study_file.checks import problems
 from sweeper.study_file.parameters import read_space
@@ -62,6 +63,7 @@ class _Document(Frozen):
     stage2: Stage2 = Stage2()
     confirm: Confirm = Confirm()
     racing: Racing = Racing()
+    validity: Validity = Validity()
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
@@ -109,6 +111,7 @@ def load(path: Path, *, scale: str | None = None) -> Study:
         stage2=document.stage2,
         confirm=document.confirm,
         racing=document.racing,
+        validity=document.validity,
         on_oom=document.on_oom,
         checkpoints=document.checkpoints,
         base=base,
