@@ -6,7 +6,6 @@ It must not know which executor, database or sampler it was given.
 from __future__ import annotations
 
 import errno
-import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from sweeper import attempts, checkpoints, oom, telling
 from sweeper.behind import Behind
 from sweeper.errors import EnvironmentUnusable, MixedFingerprints, PlanError
 from sweeper.executors.base import Executor, Slot
+from sweeper.gate import Gate
 from sweeper.objective import TimeToTarget, time_to_target
 from sweeper.paths import AttemptPaths, Home, make_private, write_json
 from sweeper.patience import Patient
@@ -24,7 +24,6 @@ from sweeper.places import Places
 from sweeper.plan_document import StageDocument
 from sweeper.progress import Progress
 from sweeper.racing.reach import effective_target
-from sweeper.racing.validity import doubts_of, judge
 from sweeper.search.base import Search
 from sweeper.spec import CANCELLED
 from sweeper.stages import Stage
@@ -110,9 +109,7 @@ class StageRun:
         self.store = cast(Store, self._patient(self.store))
         self._facts: dict[str, TrialFacts] = {}  # as recorded
         self._judged: dict[str, TrialFacts] = {}  # with the verdicts of the validity gate
-        self._doubted: set[tuple[str, int, Outcome]] = set()
         self._running: dict[str, Running] = {}
-        self._banner = ""
         self._started = 0
         self._began_at = time.monotonic()
         self._renewed_at = self._began_at
@@ -126,6 +123,7 @@ class StageRun:
         metric = self.study.objective.metric
         self._steering = Steering(self.stage.race, self.progress, self.target, metric)
         self._behind = Behind()
+        self._gate = Gate(self.study.validity, self.stage.race.earlier, self._say_later)
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -143,6 +141,8 @@ class StageRun:
             self._catch_up()
             self._fill_slots()
             if not self._running and not (self._may_go_on() and self._places.wait()):
+                if self._stretch():
+                    continue
                 break
             self._wait()
         self._behind.do_all()
@@ -249,12 +249,35 @@ class StageRun:
         """Go over to a fallback once k trials have used up their limits and none has reached."""
         switch = self._steering.fallback() if self._ending == "complete" else None
         if switch is not None:
-            self.target, why = switch
-            self._steering.target = self.target
-            self.progress.note(why)
-            self.store.set_effective_target(self.study.name, self.stage.name, self.target)
-            self._changed()
-            self._synchronise_search()
+            self._go_over(*switch)
+
+    def _stretch(self) -> bool:
+        """Go over to a stretch target once everybody has reached and nobody is told apart by it."""
+        complete = self._ending == "complete" and self._trouble is None
+        found = self._steering.stretch() if complete and not self._anything_left() else None
+        if found is None:
+            return False
+        goal, why = found
+        able = [f for f in self._judged.values() if self._origin(f, goal) is not None]
+        if not able:
+            what = "none of its trials left a checkpoint"
+            if not self.study.trainer.resume:
+                what = "[trainer] resume does not say how its trainer goes on from a checkpoint"
+            self.progress.note(f"{why}; no, it stays: {what}")
+            return False
+        self._go_over(goal, f"{why}; {len(able)} trials go on from their checkpoints")
+        return True
+
+    def _go_over(self, target: float, why: str) -> None:
+        self.target = self._steering.target = target
+        self.progress.note(why)
+        self.store.set_effective_target(self.study.name, self.stage.name, target)
+        self._changed()
+        self._synchronise_search()
+
+    def _origin(self, known: TrialFacts, target: float) -> attempts.Origin | None:
+        """The checkpoint from which a trial that reached an easier target goes on to this one."""
+        return checkpoints.origin(self.study, self.home, known, target)
 
     def _fill_slots(self) -> None:
         if isinstance(self._trouble, EnvironmentUnusable) or not self._may_start():
@@ -280,6 +303,7 @@ class StageRun:
         attempt = max((a.attempt for a in known.attempts), default=0) + 1
         paths = self.home.attempt(self.study.name, trial.id, attempt)
         bound = self._steering.cap(trial)
+        origin = self._origin(self._judged.get(trial.id, known), self.target)
         spec = attempts.prepare(
             self.study,
             trial,
@@ -287,10 +311,11 @@ class StageRun:
             paths=paths,
             slot=slot,
             target=self._run_target(),
-            fallback=self.study.objective.fallback,
+            fallback=self.study.objective.easier(self.target),
             cap_s=bound.seconds if bound else None,
             adjusted=oom.adjusted(self.study, trial.point, known.attempts),
             cap_why=bound.why if bound else "",
+            origin=origin,
         )
         self.store.begin(
             self.study.name,
@@ -429,6 +454,9 @@ class StageRun:
                 self._ending = "breaker"
                 self._why = f"the first {count} trials all failed ({reason.value}): {last}"
 
+    def _say_later(self, words: str) -> None:
+        self._behind.later(lambda: self.progress.note(words))
+
     # -- small questions -------------------------------------------------------------------------
 
     def _may_start(self) -> bool:
@@ -469,25 +497,8 @@ class StageRun:
     def _changed(self) -> None:
         """Facts or plan are others than they were."""
         self._waiting, self._stale = None, True
-        self._judge_times()
+        self._judged = self._gate.judge(self._facts)
         self._steering.refresh(self._judged, self._plan)
-
-    def _judge_times(self) -> None:
-        """Which measurements may be believed now: another run may show that one was too slow."""
-        earlier = self.stage.race.earlier
-        found = judge(list(self._facts.values()), self.study.validity, earlier)
-        self._judged = {f.trial.id: f for f in found.facts}
-        for trial_id, facts in self._judged.items():
-            for attempt in facts.attempts:
-                key = (trial_id, attempt.attempt, attempt.outcome)
-                if attempt.validity != "valid" and key not in self._doubted:
-                    self._doubted.add(key)
-                    doubts = "; ".join(doubts_of(attempt)) or attempt.message
-                    words = f"{trial_id}: {attempt.validity}: {doubts}"
-                    self._behind.later(functools.partial(self.progress.note, words))
-        if found.banner and found.banner != self._banner:
-            self._banner = found.banner
-            self._behind.later(functools.partial(self.progress.note, found.banner))
 
     def _needs_run(self, trial: PlannedTrial) -> bool:
         if trial.open:
@@ -503,7 +514,7 @@ class StageRun:
             return counted.message != CANCELLED and same < TRIES.get(counted.reason, 1)
         if counted.outcome is Outcome.INVALID:
             return self._may_measure_again(known)
-        if counted.reason is Reason.BUDGET:
+        if counted.reason is Reason.BUDGET or self._origin(known, self.target) is not None:
             return True
         return self._steering.matters_again(trial, counted)
 

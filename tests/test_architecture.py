@@ -49,13 +49,24 @@ ALLOWED: dict[str, set[str]] = {
     "telling": WORDS | {"search.base"},
     "attempts": WORDS | {"configuration", "executors.base"},
     "oom": {"configuration", "space", "study", "trial"},
+    "gate": {"racing", "study", "trial"},
     "places": {"errors", "executors.base"},
-    "checkpoints": {"objective", "paths", "study", "trial"},
+    "checkpoints": {"attempts", "events", "objective", "paths", "study", "trial"},
     "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
     "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
     | SEAMS
-    | {"attempts", "behind", "checkpoints", "oom", "patience", "places", "plan_document", "racing"}
+    | {
+        "attempts",
+        "behind",
+        "checkpoints",
+        "gate",
+        "oom",
+        "patience",
+        "places",
+        "plan_document",
+        "racing",
+    }
     | {"stages", "steering", "telling"},
     "replay": WORDS
     | {"executors.replay", "search.base", "search.memory", "stages", "storage.memory", "sweep"},

@@ -269,7 +269,7 @@ def stage_summary(
         "closest": rows[0].as_dict() if rows and not winner else None,
         "failures": [{"id": f.id, "label": f.label, "reason": f.reason.value} for f in lost],
         "wall_s": busy_s(attempts),
-        "train_s": math.fsum(a.phases.train for a in attempts),
+        "train_s": math.fsum(a.own_train_s for a in attempts),
         "saved_s": saved_s(stage, study.limits),
         "exit": exit_code(stage, study, stopped_early=stopped_early),
     }

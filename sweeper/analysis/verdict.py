@@ -430,7 +430,7 @@ def _cost(facts: StudyFacts) -> Cost:
     return Cost(
         trials=len(trials),
         attempts=len(attempts),
-        train_s=math.fsum(a.phases.train for a in attempts),
+        train_s=math.fsum(a.own_train_s for a in attempts),
         attempts_wall_s=math.fsum(a.wall_s for a in attempts),
         busy_s=busy_s(attempts),
         saved_s=math.fsum(seconds for of_stage in saved for seconds in of_stage.values()),

@@ -246,7 +246,7 @@ def _points(facts: StudyFacts, trial: TrialFacts) -> list[list[float | int]]:
     ]
 
 
-OF_ONE_ATTEMPT = ("observed", "adjusted")
+OF_ONE_ATTEMPT = ("observed", "adjusted", "continues")
 """What facts say of a device that another attempt on it would not share."""
 
 
