@@ -237,6 +237,8 @@ class StageRun:
             return
         if plan != self._plan:
             self.store.update_plan(plan)
+            for words in plan.notes[len(self._plan.notes) :]:
+                self.progress.note(words)
             self._plan = plan
             self._keep_document()
             for trial in plan.trials:

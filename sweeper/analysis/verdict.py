@@ -365,7 +365,10 @@ def _on_validity(ranking: Sequence[Row], lost: Sequence[Failure]) -> str:
 
 def _on_noise(noise: Noise) -> str:
     if noise.sd is None or noise.floor is None:
-        return "No configuration was measured twice, so how much equal runs differ is not known."
+        return (
+            "No configuration reached the target twice, so how much the times of equal runs differ "
+            "is not known."
+        )
     return (
         f"Equal runs differ by {100 * noise.sd:.2g} % (standard deviation of log time, "
         f"{noise.df} degrees of freedom): single runs less than {100 * noise.floor:.2g} % apart "

@@ -33,7 +33,7 @@ from sweeper.errors import (
     TrainerUnusable,
 )
 from sweeper.progress import Progress
-from sweeper.stages import AdaptiveStage, ConfirmStage, FixedStage, Stage, Stage1
+from sweeper.stages import AdaptiveStage, ConfirmStage, FractionStage, Stage, Stage1
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.sweep import Budget, StageEnd, StageRun, Stop
@@ -144,7 +144,7 @@ def _run_stage2(work: Work) -> dict[str, Any]:
         plan = record.plan
     else:
         plan = _design_stage2(study, earlier, k, first.effective_target)
-    stage: Stage = FixedStage(study, plan, keep=study.confirm.top, earlier=earlier)
+    stage: Stage = FractionStage(study, plan, keep=study.confirm.top, earlier=earlier)
     if plan.design["kind"] in ("tpe", "gp"):
         from sweeper.search.optuna_search import sampler  # noqa: PLC0415 - a second of imports
 

@@ -128,8 +128,12 @@ def _not_yet(document: _Document) -> Iterator[Problem]:
         yield Problem(("notify",), f"{absent} (the exit code says how a stage ended)")
     if document.objective.goal == "final":
         yield Problem(("objective", "goal"), f'got "final": {absent}, or use "time_to_target"')
-    if document.stage2.extra:
-        yield Problem(("stage2", "extra"), f"got {document.stage2.extra}: {absent}, or use 0")
+    if document.stage2.extra and document.stage2.strategy != "fraction":
+        yield Problem(
+            ("stage2", "extra"),
+            f"got {document.stage2.extra}: {document.stage2.strategy} has no model of its own to "
+            "predict from; use 0, or more runs",
+        )
 
 
 def _read_base(source: Source, config: str | None) -> Mapping[str, Any]:
