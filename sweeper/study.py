@@ -180,6 +180,7 @@ class Racing(Frozen):
 
     cap: bool = True
     questions: bool = True
+    replicates: bool = True
     order: bool = True
     forecast: bool = True
     rungs: bool = False

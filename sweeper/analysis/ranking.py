@@ -295,13 +295,18 @@ def saved_s(stage: StageFacts, limits: Limits) -> dict[str, float]:
     for facts, attempt in stage.measured():
         train = attempt.phases.train
         if attempt.reason in (Reason.CAP, Reason.FORECAST):
-            limit = limits.trial_s
-            if attempt.steps:
-                limit = min(limit, train / attempt.steps * limits.steps)
-            saved[attempt.reason.value] += max(0.0, limit - train)
+            saved[attempt.reason.value] += unspent_s(attempt, limits)
         if stage.plan.entries > len(stage.plan.trials):
             saved["dedupe"] += train * max(0, len(facts.trial.groups) - 1)
     return saved
+
+
+def unspent_s(attempt: AttemptFacts, limits: Limits) -> float:
+    """Train seconds up to the trial's limits, in seconds or (at its own speed) in steps."""
+    train, most = attempt.phases.train, limits.trial_s
+    if attempt.steps:
+        most = min(most, train / attempt.steps * limits.steps)
+    return max(0.0, most - train)
 
 
 def _best_loss(attempt: AttemptFacts) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from sweeper.analysis.wording import bracket, change, duration, ratio, significant
 from sweeper.report.figures import Figure, figures
+from sweeper.report.lines import saved
 from sweeper.space import show_value
 
 Document = Mapping[str, Any]
@@ -392,7 +393,25 @@ def _stages(document: Document) -> str:
         "wall",
     )  # fmt: skip
     table = _table("What was planned, and what became of it", columns, rows, numbers=range(1, 10))
+    table += _folded("What each rule of racing did", _racing(document))
     return f'<section aria-labelledby="h-stages"><h2 id="h-stages">Stages</h2>{table}</section>'
+
+
+def _racing(document: Document) -> str:
+    rows = [
+        (
+            "" if rule["on"] else "quiet",
+            (
+                escape(rule["name"]),
+                "on" if rule["on"] else "off",
+                saved(rule["saved_s"]),
+                escape(rule["words"]),
+            ),
+        )
+        for rule in document["racing"]
+    ]
+    columns = ("rule", "switch", "saved, at most", "what it did")
+    return _table("Train seconds; below zero is what a rule cost", columns, rows, numbers=(2,))
 
 
 def _failures(document: Document) -> str:

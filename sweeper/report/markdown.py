@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeper.analysis.wording import bracket, duration, ratio, significant
-from sweeper.report.lines import plain
+from sweeper.report.lines import plain, saved
 from sweeper.space import show_value
 
 Document = Mapping[str, Any]
@@ -46,6 +46,7 @@ def render(document: Document) -> str:
     lines += _confirm(document)
     lines += _design(document)
     lines += _effects(document)
+    lines += _racing(document)
     lines += _stages(document)
     lines += _failures(document)
     lines += _reproduce(document)
@@ -158,6 +159,15 @@ def _effects(document: Document) -> list[str]:
     )
     columns = ("parameter", "term", "levels", "time ratio", "verdict")
     return ["## Effects in stage 2", "", heading, "", *_table(columns, rows)]
+
+
+def _racing(document: Document) -> list[str]:
+    rows = [
+        (rule["name"], "on" if rule["on"] else "off", saved(rule["saved_s"]), safe(rule["words"]))
+        for rule in document["racing"]
+    ]
+    columns = ("rule", "switch", "train seconds saved, at most", "what it did")
+    return ["## Racing", "", *_table(columns, rows)]
 
 
 def _stages(document: Document) -> list[str]:
