@@ -285,7 +285,7 @@ def _judged_at(facts: StudyFacts, target: float) -> str:
         f"Everything here is judged at {_metric_at(facts, target)}; the study declares "
         f"{significant(declared, 6)}."
     )
-    if target < declared:
+    if target < min(declared, facts.target):
         text += (
             " Trials stop at the target that they were run for, so a tighter one is seldom seen."
         )
