@@ -37,10 +37,15 @@ def page(name: str, title: str, words: str, height: float, marks: Sequence[str])
     return whole.replace("<title", f"{STYLE}<title", 1) + "\n"
 
 
+def is_default(limit: str, mode: str) -> bool:
+    """Whether a row shows the rules as they are when nothing is switched."""
+    return "default" in mode and "repeats" not in mode + limit
+
+
 def saved(results: Results) -> str:
     """Figure 1: what each set of rules saves, and how often it changes the answer."""
     rows = [
-        (mode.replace(" (default)", ""), "default" in mode and "repeats" not in mode, limit, found)
+        (mode.replace(" (default)", ""), is_default(limit, mode), limit, found)
         for limit, modes in results["figures 1 and 3: racing off and on"].items()
         for mode, found in modes.items()
         if mode != "off"
