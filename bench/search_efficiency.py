@@ -1,6 +1,6 @@
 """What racing saves and what it loses, on really trained curves: figures 1 to 4, results as JSON.
 
-Run: python bench/search_efficiency.py [--seeds 100] [--figures 1,2,3,4] [--out FILE]
+Run: python bench/search_efficiency.py [--seeds 100] [--figures 1,2,3,4] [--limits 2,4,10] [--out FILE]
 
 The table (bench/data/curves.csv.gz, made by bench/make_curves.py) holds one loss curve for each of 288
 configurations of a small GPT, on its own seconds of processor time. A trial in virtual time follows its
@@ -235,16 +235,17 @@ MODES = {
     "cap": lambda s: with_racing(s, order=False, forecast=False),
     "cap + order": lambda s: with_racing(s, forecast=False),
     "cap + order + forecast (default)": lambda s: s,
+    "default, repeats capped like any other": lambda s: with_racing(s, replicates=False),
     "cap + order + forecast + rungs": lambda s: with_racing(s, rungs=True),
 }
 
 
-def figures_1_and_3(table: Table, seeds: int) -> dict:
+def figures_1_and_3(table: Table, seeds: int, limits) -> dict:
     """Saved share, changed top k, lost winner per trial limit and set of rules."""
     designs = Designs()
     rows = collections.defaultdict(list)
     for seed in range(seeds):
-        for times in LIMITS:
+        for times in limits:
             study = make_study(table, seed, times * table.median)
             for mode, change in MODES.items():
                 rows[times, mode].append(sweep(change(study), table, seed, designs))
@@ -254,7 +255,7 @@ def figures_1_and_3(table: Table, seeds: int) -> dict:
         f"{times} x median crossing": {
             mode: summary(table, rows[times, "off"], rows[times, mode]) for mode in MODES
         }
-        for times in LIMITS
+        for times in limits
     }
 
 
@@ -391,7 +392,28 @@ CONTESTANTS = {
 }
 
 
-def figure_2(table: Table, seeds: int) -> dict:
+def with_stages(study: Study, *, stage1: dict | None = None, stage2: dict | None = None) -> Study:
+    return study.model_copy(
+        update={
+            "stage1": study.stage1.model_copy(update=stage1 or {}),
+            "stage2": study.stage2.model_copy(update=stage2 or {}),
+        }
+    )
+
+
+STAGED = {
+    "two stages, racing (default)": lambda s: s,
+    "two stages, stage 2 by TPE, racing": lambda s: with_stages(s, stage2={"strategy": "tpe"}),
+    "two stages, racing, duplicates reused": lambda s: with_stages(
+        s, stage1={"duplicates": "reuse"}
+    ),
+    "two stages, racing with rungs, duplicates reused": lambda s: with_racing(
+        with_stages(s, stage1={"duplicates": "reuse"}), rungs=True
+    ),
+}
+
+
+def figure_2(table: Table, seeds: int, *, staged_only: bool = False) -> dict:
     """Virtual seconds until a configuration within 5 % of the table's best was found and finished."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     designs, found = Designs(), collections.defaultdict(list)
@@ -400,13 +422,9 @@ def figure_2(table: Table, seeds: int) -> dict:
         study = make_study(table, seed, limit_s)
         free = sweep(without_racing(study), table, seed, designs)
         found["two stages, no racing"].append(free["found_s"])
-        found["two stages, racing (default)"].append(sweep(study, table, seed, designs)["found_s"])
-        tpe = study.model_copy(
-            update={"stage2": study.stage2.model_copy(update={"strategy": "tpe"})}
-        )
-        name = "two stages, stage 2 by TPE, racing"
-        found[name].append(sweep(tpe, table, seed, designs)["found_s"])
-        for name, options in CONTESTANTS.items():
+        for name, change in STAGED.items():
+            found[name].append(sweep(change(study), table, seed, designs)["found_s"])
+        for name, options in ({} if staged_only else CONTESTANTS).items():
             contestant = Contestant(table, seed, limit_s, **options)
             found[name].append(contestant.found_s(budget_s=free["train_s"]))
     return {
@@ -497,7 +515,10 @@ def main() -> None:
     parser.add_argument("--figures", default="1,2,4", help="3 comes with 1")
     parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--limits", default=",".join(map(str, LIMITS)), help="x median crossing")
+    parser.add_argument("--staged-only", action="store_true", help="figure 2: our stages alone")
     options = parser.parse_args()
+    limits = [int(times) for times in options.limits.split(",")]
     table = Table(options.table, TARGET)
     figures = options.figures.split(",")
     document = {
@@ -515,9 +536,13 @@ def main() -> None:
     }
     print(document["table"], flush=True)
     if "1" in figures:
-        document["figures 1 and 3: racing off and on"] = figures_1_and_3(table, options.seeds)
+        document["figures 1 and 3: racing off and on"] = figures_1_and_3(
+            table, options.seeds, limits
+        )
     if "2" in figures:
-        document["figure 2: seconds to within 5 %"] = figure_2(table, options.seeds)
+        document["figure 2: seconds to within 5 %"] = figure_2(
+            table, options.seeds, staged_only=options.staged_only
+        )
         print(json.dumps(document["figure 2: seconds to within 5 %"], indent=1), flush=True)
     if "4" in figures:
         document["figure 4: confirm"] = figure_4(table, options.seeds)

@@ -27,10 +27,18 @@ from sweeper.objective import best_value
 from sweeper.paths import AttemptPaths, make_private, write_json, write_whole
 from sweeper.spec import AttemptOutcome, AttemptSpec, SpecError
 from sweeper.study import Study
-from sweeper.trial import AttemptFacts, DeviceSample, Outcome, PlannedTrial, Reason
+from sweeper.trial import AttemptFacts, DeviceSample, Outcome, Phases, PlannedTrial, Reason
 
 MOST_SAMPLES = 1000
 _FIGURES = ("utilisation", "power_w", "temperature_c", "clock_mhz")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that an attempt goes on from, and which attempt of the trial left it."""
+
+    attempt: int
+    checkpoint: Path
 
 
 def prepare(
@@ -46,12 +54,14 @@ def prepare(
     token: int,
     adjusted: Mapping[str, int] | None = None,
     cap_why: str = "",
+    origin: Origin | None = None,
 ) -> Prepared:
     """Write an attempt's configuration and spec beside its run folder; `Prepared.put` makes it that.
 
     Nothing that an attempt has written is touched here, because whoever prepares may have lost the
     study to another orchestrator and not know it yet. `token` is the lease's; `adjusted` are keys
-    that differ from the trial's point in this attempt ([on_oom]).
+    that differ from the trial's point in this attempt ([on_oom]); `origin` is the checkpoint that
+    it goes on from.
 
     Raises:
         DiskUnusable: the run folder cannot be written.
@@ -77,6 +87,9 @@ def prepare(
         target=target,
         seed=trial.seed,
     )
+    if origin is not None:
+        path = str(origin.checkpoint)
+        argv += [word.replace("{checkpoint}", path) for word in study.trainer.resume]
     env: dict[str, str | None] = {
         **study.trainer.env,
         **slot.env,
@@ -108,6 +121,7 @@ def prepare(
         cap_why=cap_why,
         device=dict(slot.device),
         adjusted=changes,
+        continues=origin.attempt if origin else 0,
     )
     try:
         with _draft(paths, token) as draft:
@@ -215,6 +229,13 @@ def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
         return lost(paths, f"the outcome file cannot be read: {error}")
     fold = read_events(paths, metric)
     started: Mapping[str, Any] = fold.started or {}
+    curve, device = tuple(fold.curve), _device(outcome)
+    before = _continued(paths, metric, started)
+    if before is not None:
+        step = started["resumed_from"]["step"]
+        curve = (*(e for e in before.curve if e.step <= step), *curve)
+        train_s = Phases.from_mapping(started["resumed_from"].get("clock") or {}).train
+        device["continues"] = {"attempt": before.attempt, "train_s": train_s}
     finished: Mapping[str, Any] = fold.finished or {}
     train_s = fold.clock.train
     return AttemptFacts(
@@ -222,11 +243,11 @@ def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
         outcome=outcome.outcome,
         reason=outcome.reason,
         message=outcome.message,
-        curve=tuple(fold.curve),
+        curve=curve,
         phases=fold.clock,
         steps=fold.step,
         tokens=fold.tokens,
-        best_loss=best_value(fold.curve),
+        best_loss=best_value(curve),
         tokens_per_s=fold.tokens / train_s if train_s > 0 and fold.tokens else None,
         peak_memory_bytes=_whole(finished.get("peak_memory_bytes")),
         cap_s=outcome.cap_s,
@@ -234,7 +255,7 @@ def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
         started_at=outcome.started_at,
         ended_at=outcome.ended_at,
         exit_code=outcome.exit_code if outcome.signal is None else -outcome.signal,
-        device=_device(outcome),
+        device=device,
         validity=outcome.validity,
         fingerprint={
             "hardware": started.get("hardware"),
@@ -244,6 +265,18 @@ def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
         },
         clock_source=outcome.clock_source,
     )
+
+
+def _continued(paths: AttemptPaths, metric: str, started: Mapping[str, Any]) -> AttemptFacts | None:
+    """The attempt that this one went on from, if its trainer says that it did."""
+    try:
+        continues = AttemptSpec.read(paths.spec).continues
+    except (SpecError, OSError):
+        return None
+    resumed = started.get("resumed_from")
+    if not continues or not isinstance(resumed, Mapping) or not _whole(resumed.get("step")):
+        return None
+    return collect(AttemptPaths(paths.folder.with_name(f"attempt-{continues}")), metric)
 
 
 def give_up(paths: AttemptPaths, message: str) -> bool:

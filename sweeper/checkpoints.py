@@ -1,6 +1,6 @@
-"""Which trials' checkpoints are kept when a stage is closed: those of its best points, by default.
+"""Which checkpoints a trial can go on from, and which are kept when a stage is closed.
 
-It must not know trainers: a checkpoint is whatever is called checkpoint* in an attempt's run folder.
+It must not know trainers: a checkpoint is what events name, called checkpoint* in a run folder.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sweeper.attempts import Origin
+from sweeper.events import EventError, parse_line
 from sweeper.objective import time_to_target
-from sweeper.paths import Home
+from sweeper.paths import AttemptPaths, Home
 from sweeper.study import Study
-from sweeper.trial import TrialFacts
+from sweeper.trial import Reason, TrialFacts
 
 
 def prune(
@@ -41,6 +43,34 @@ def prune(
                 folder = home.attempt(study.name, trial.trial.id, attempt.attempt).folder
                 freed += sum(_delete(path) for path in _checkpoints(folder))
     return freed
+
+
+def origin(study: Study, home: Home, known: TrialFacts, target: float) -> Origin | None:
+    """Where a trial that was stopped at an easier target can go on to this one; None if it cannot.
+
+    Only the last attempt counts: one that failed to go on is not tried again.
+    """
+    counted = known.counted
+    if counted is None or counted.reason is not Reason.TARGET or not study.trainer.resume:
+        return None
+    if counted is not known.attempts[-1] or counted.device.get("adjusted"):
+        return None
+    time = time_to_target(counted, target, study.objective.clock)
+    if time is None or time.reached:
+        return None
+    path = last_checkpoint(home.attempt(study.name, known.trial.id, counted.attempt))
+    return Origin(counted.attempt, path) if path else None
+
+
+def last_checkpoint(paths: AttemptPaths) -> Path | None:
+    """The last checkpoint that an attempt's trainer spoke of, if it is there."""
+    found: Path | None = None
+    with contextlib.suppress(FileNotFoundError, EventError), paths.events.open("rb") as file:
+        for line in file:
+            if b"checkpoint_saved" in line:
+                named = parse_line(line).body.get("path")
+                found = paths.folder / named if isinstance(named, str) else found
+    return found if found is not None and found.exists() else None
 
 
 def best_points(study: Study, facts: Sequence[TrialFacts], target: float) -> list[str]:

@@ -13,6 +13,7 @@ It must not know who raises them, or how they are printed.
     │   │   └── DatabaseGone         waiting may help
     │   ├── DeviceUnusable
     │   ├── TrainerUnusable
+    │   ├── MixedFingerprints         another device, version or data than the study's times are of
     │   └── DiskUnusable
     ├── NothingReached             4  no trial reached the target or any fallback
     └── StudyBusy                  5  another orchestrator holds this study
@@ -95,6 +96,10 @@ class DeviceUnusable(EnvironmentUnusable):
 
 class TrainerUnusable(EnvironmentUnusable):
     """The trainer command cannot be started, or refuses every configuration."""
+
+
+class MixedFingerprints(EnvironmentUnusable):
+    """A trial ran under another fingerprint than the study's others: their times do not compare."""
 
 
 class DiskUnusable(EnvironmentUnusable):

@@ -80,7 +80,7 @@ class Replayed:
     @property
     def train_s(self) -> float:
         """Train seconds of every attempt together."""
-        return math.fsum(a.phases.train for f in self.end.facts for a in f.attempts)
+        return math.fsum(a.own_train_s for f in self.end.facts for a in f.attempts)
 
     def cut(self) -> Iterable[TrialFacts]:
         """Trials that a rule ended early."""
@@ -187,4 +187,4 @@ def with_racing(study: Study, **switches: Any) -> Study:
 def spent_by_trial(ends: Iterable[StageEnd]) -> Mapping[str, float]:
     """Train seconds per trial over all its attempts."""
     every = itertools.chain.from_iterable(end.facts for end in ends)
-    return {f.trial.id: math.fsum(a.phases.train for a in f.attempts) for f in every}
+    return {f.trial.id: math.fsum(a.own_train_s for a in f.attempts) for f in every}

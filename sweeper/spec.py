@@ -110,7 +110,7 @@ class AttemptSpec(_Document):
     where given, are the logical processors that the trainer is kept on. `lease_s` is set for remote
     attempts only: the attempt ends when the file `lease` in its folder has not been touched for so
     long. `adjusted` are keys of the trainer's configuration whose values differ from the point's
-    ([on_oom]).
+    ([on_oom]). `continues` is the attempt of the same trial whose checkpoint it goes on from, or 0.
     """
 
     study: str
@@ -135,6 +135,7 @@ class AttemptSpec(_Document):
     lease_s: float | None = None
     device: dict[str, Any] = field(default_factory=dict)
     adjusted: dict[str, Any] = field(default_factory=dict)
+    continues: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from typing import Protocol
 
 from sweeper.analysis.confirm import confirmation, looks
 from sweeper.analysis.dataset import StageFacts, StudyFacts
+from sweeper.analysis.prediction import predicted_best
 from sweeper.design.adaptive import add_point, point_of
 from sweeper.design.confirm import extend_confirm
-from sweeper.design.groups import plan_stage1, winner
+from sweeper.design.groups import is_forbidden, plan_stage1, winner
 from sweeper.racing.race import Race
 from sweeper.search.base import Seen, Suggest
 from sweeper.space import NUMERIC, Point, Value
@@ -114,6 +115,36 @@ class FixedStage:
     ) -> StagePlan:
         """The plan as it was frozen."""
         return self.fixed
+
+
+@dataclass(frozen=True)
+class FractionStage(FixedStage):
+    """Stage 2's fraction, and when all of it has run up to `extra` runs of what it predicts best.
+
+    One at a time, each from all runs before it; it ends when the predicted best has been run.
+    """
+
+    def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
+        """The fraction, or with the next point to try."""
+        plan = self.fixed if before is None else before
+        tried = len(plan.trials) - plan.design["runs"]
+        ended = {f.trial.id for f in facts if f.counted is not None}
+        if tried >= self.study.stage2.extra or any(t.id not in ended for t in plan.trials):
+            return plan
+        seen = StageFacts(plan=plan, facts=tuple(facts), effective_target=plan.target)
+        clock = self.study.objective.clock
+        found = predicted_best(self.study.space, seen, target=plan.target, clock=clock)
+        if found is None:
+            return plan
+        rest = {n: v for n, v in plan.trials[0].point.items() if n not in plan.varying}
+        inactive = {n: v for n, v in self.study.space.baseline().items() if n not in rest}
+        point = self.study.space.point({**inactive, **rest, **found.assignment})
+        had = {f.trial.point for f in (*facts, *self.earlier)}
+        if point in had or is_forbidden(self.study, point):
+            return plan
+        grown = add_point(self.study, plan, point)
+        words = f"{grown.trials[-1].id} is predicted to be the fastest: {found.seconds:.1f} s"
+        return replace(grown, notes=(*grown.notes, words))
 
 
 @dataclass(frozen=True)

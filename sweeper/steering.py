@@ -161,6 +161,10 @@ class Steering:
                 was = "none" if before is None else f"{before:.1f} s"
                 self.progress.note(f"{one.trial.id}: cap {now} (was {was})")
 
+    def stretch(self) -> tuple[float, str] | None:
+        """The stretch target to go on to now that nothing is left to run, with the reason, or None."""
+        return self.race.stretch(self._standing)
+
     def fallback(self) -> tuple[float, str] | None:
         """The target to switch to, with the reason; announces a target that looks out of reach."""
         words = self.race.reachability(self._standing)

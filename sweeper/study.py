@@ -40,13 +40,19 @@ class Objective(Frozen):
     stretch: tuple[Finite, ...] = ()
     clock: Clock = "train"
 
+    def easier(self, target: float) -> tuple[float, ...]:
+        """Every declared target that is easier to reach than this one, the hardest first."""
+        declared = {self.target, *self.stretch, *self.fallback}
+        return tuple(sorted(goal for goal in declared if goal > target))
+
 
 class TrainerCommand(Frozen):
     """How a trial is started: an argument vector, never a shell.
 
     `config` is what the space's dotted keys point into (TOML or JSON, relative to the study's
     folder); `new_keys` allows keys of the space that it leaves out. `patterns` are regular
-    expressions for a script whose output must be read.
+    expressions for a script whose output must be read. `resume` is appended to the command where a
+    trial goes on from its `{checkpoint}`; without it no trial can.
     """
 
     command: tuple[str, ...] = Field(min_length=1)
@@ -56,6 +62,7 @@ class TrainerCommand(Frozen):
     cwd: str | None = None
     env: Mapping[str, str] = {}
     patterns: Mapping[str, str] = {}
+    resume: tuple[str, ...] = ()
 
 
 class Limits(Frozen):
@@ -167,18 +174,32 @@ class Racing(Frozen):
     """Which rules may end a trial early (method section 4), each on its own.
 
     `slack` None means: from the replicate spread. `grace_s` is the least cap. `late_decay` declares
-    that losses fall late, so that no forecast stops a trial.
+    that losses fall late, so that no forecast stops a trial. `stretch` lets trials that reached go on
+    to the next target of `[objective] stretch`, once the times of all are within noise of each other.
     """
 
     cap: bool = True
     questions: bool = True
+    replicates: bool = True
     order: bool = True
     forecast: bool = True
     rungs: bool = False
     fallback: bool = True
+    stretch: bool = True
     late_decay: bool = False
     slack: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     grace_s: Positive = 1.0
+
+
+class Validity(Frozen):
+    """Which measurements may be believed (method section 7).
+
+    `gate` judges every attempt by its device's telemetry and pace. `mixed` lets trials of different
+    hardware, versions or data be ranked together.
+    """
+
+    gate: bool = True
+    mixed: bool = False
 
 
 class OnOom(Frozen):
@@ -236,6 +257,7 @@ class Study(Frozen):
     stage2: Stage2 = Stage2()
     confirm: Confirm = Confirm()
     racing: Racing = Racing()
+    validity: Validity = Validity()
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
@@ -251,7 +273,7 @@ class Study(Frozen):
         unused = {"name"} if stage == "stage2" else {"name", "levels"}
         parts: dict[str, Any] = {
             "objective": self.objective.model_dump(mode="json", exclude={"fallback", "stretch"}),
-            "trainer": self.trainer.model_dump(mode="json", exclude={"module"}),
+            "trainer": self.trainer.model_dump(mode="json", exclude={"module", "resume"}),
             "limits": self.limits.model_dump(mode="json", include={"steps", "trial_s"}),
             "resources": self.resources.model_dump(mode="json"),
             "space": {

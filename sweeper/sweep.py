@@ -15,8 +15,9 @@ from typing import Any, Literal, cast
 
 from sweeper import attempts, checkpoints, oom, run_folders, telling
 from sweeper.behind import Behind
-from sweeper.errors import EnvironmentUnusable, PlanError
+from sweeper.errors import EnvironmentUnusable, MixedFingerprints, PlanError
 from sweeper.executors.base import Executor, Slot
+from sweeper.gate import Gate
 from sweeper.objective import TimeToTarget, time_to_target
 from sweeper.paths import AttemptPaths, Home
 from sweeper.patience import Patient
@@ -109,7 +110,8 @@ class StageRun:
 
     def __post_init__(self) -> None:
         self.store = cast(Store, self._patient(self.store))
-        self._facts: dict[str, TrialFacts] = {}
+        self._facts: dict[str, TrialFacts] = {}  # as recorded
+        self._judged: dict[str, TrialFacts] = {}  # with the verdicts of the validity gate
         self._running: dict[str, Running] = {}
         self._started = 0
         self._began_at = time.monotonic()
@@ -125,6 +127,7 @@ class StageRun:
         metric = self.study.objective.metric
         self._steering = Steering(self.stage.race, self.progress, self.target, metric)
         self._behind = Behind()
+        self._gate = Gate(self.study.validity, self.stage.race.earlier, self._say_later)
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -142,6 +145,8 @@ class StageRun:
             self._catch_up()
             self._fill_slots()
             if not self._running and not (self._may_go_on() and self._is_to_wait()):
+                if self._stretch():
+                    continue
                 break
             self._wait()
         self._behind.do_all()
@@ -216,7 +221,7 @@ class StageRun:
         name = telling.search_name(self.study.name, self.stage.name, self.target, declared)
         opened = self._patient(self.search)(name)
         self._search = cast(Search, self._patient(opened))
-        for facts in self._facts.values():
+        for facts in self._judged.values():
             for attempt in facts.attempts:
                 self._tell(facts.trial, attempt)
 
@@ -244,6 +249,8 @@ class StageRun:
             self._plan = plan  # the very object, so that next time no trial is compared
         else:
             self.store.update_plan(plan)
+            for words in plan.notes[len(self._plan.notes) :]:
+                self.progress.note(words)
             self._plan = plan
             self._keep_document()
             for trial in plan.trials:
@@ -256,12 +263,35 @@ class StageRun:
         """Go over to a fallback once k trials have used up their limits and none has reached."""
         switch = self._steering.fallback() if self._ending == "complete" else None
         if switch is not None:
-            self.target, why = switch
-            self._steering.target = self.target
-            self.progress.note(why)
-            self.store.set_effective_target(self.study.name, self.stage.name, self.target)
-            self._changed()
-            self._synchronise_search()
+            self._go_over(*switch)
+
+    def _stretch(self) -> bool:
+        """Go over to a stretch target once everybody has reached and nobody is told apart by it."""
+        complete = self._ending == "complete" and self._trouble is None
+        found = self._steering.stretch() if complete and not self._anything_left() else None
+        if found is None:
+            return False
+        goal, why = found
+        able = [f for f in self._judged.values() if self._origin(f, goal) is not None]
+        if not able:
+            what = "none of its trials left a checkpoint"
+            if not self.study.trainer.resume:
+                what = "[trainer] resume does not say how its trainer goes on from a checkpoint"
+            self.progress.note(f"{why}; no, it stays: {what}")
+            return False
+        self._go_over(goal, f"{why}; {len(able)} trials go on from their checkpoints")
+        return True
+
+    def _go_over(self, target: float, why: str) -> None:
+        self.target = self._steering.target = target
+        self.progress.note(why)
+        self.store.set_effective_target(self.study.name, self.stage.name, target)
+        self._changed()
+        self._synchronise_search()
+
+    def _origin(self, known: TrialFacts, target: float) -> attempts.Origin | None:
+        """The checkpoint from which a trial that reached an easier target goes on to this one."""
+        return checkpoints.origin(self.study, self.home, known, target)
 
     def _fill_slots(self) -> None:
         if isinstance(self._trouble, EnvironmentUnusable) or not self._may_start():
@@ -295,6 +325,7 @@ class StageRun:
         attempt = max((a.attempt for a in known.attempts), default=0) + 1
         paths = self.home.attempt(self.study.name, trial.id, attempt)
         bound = self._steering.cap(trial)
+        origin = self._origin(self._judged.get(trial.id, known), self.target)
         prepared = attempts.prepare(
             self.study,
             trial,
@@ -302,11 +333,12 @@ class StageRun:
             paths=paths,
             slot=slot,
             target=self._run_target(),
-            fallback=self.study.objective.fallback,
+            fallback=self.study.objective.easier(self.target),
             cap_s=bound.seconds if bound else None,
             token=self.lease.token,
             adjusted=oom.adjusted(self.study, trial.point, known.attempts),
             cap_why=bound.why if bound else "",
+            origin=origin,
         )
         self.executor.submit(self._begin(trial, attempt, prepared, slot), slot)
         self._to_retry.discard(trial.id)
@@ -389,12 +421,12 @@ class StageRun:
         self._keep_document()
         if record.closed_at is not None:
             self._prune()
-        ordered = [self._facts[t.id] for t in self._plan.trials if t.id in self._facts]
+        ordered = [self._judged[t.id] for t in self._plan.trials if t.id in self._judged]
         return StageEnd(self._ending, record, tuple(ordered), self._why)
 
     def _prune(self) -> None:
         """Give back the disk that checkpoints of trials occupy which nobody will continue."""
-        facts, target = list(self._facts.values()), self._record.effective_target
+        facts, target = list(self._judged.values()), self._record.effective_target
         freed = checkpoints.prune(self.study, self.home, facts, target=target, top=self.stage.keep)
         if freed:
             self.progress.note(f"checkpoints of the others were deleted: {freed / 1e6:.0f} MB")
@@ -428,18 +460,26 @@ class StageRun:
             rest_s = min(self.first_rest_s * 2 ** (times - 1), LONGEST_REST_S)
             self._rest_until[trial.id] = time.monotonic() + rest_s
         self._changed()
-        self._write_behind(running, facts, known)
+        judged = next(a for a in self._judged[trial.id].attempts if a.attempt == facts.attempt)
+        self._write_behind(running, facts, judged, known)
         self._check_breaker()
+        if judged.reason is Reason.FINGERPRINT:
+            self._trouble = MixedFingerprints(
+                f"{trial.id}: {judged.message}. Times are compared within one fingerprint only: give "
+                "the study a new name, or rank them together with [validity] mixed = true"
+            )
 
-    def _write_behind(self, running: Running, facts: AttemptFacts, known: TrialFacts) -> None:
+    def _write_behind(
+        self, running: Running, facts: AttemptFacts, judged: AttemptFacts, known: TrialFacts
+    ) -> None:
         """Record first, tell second; then what people see."""
         trial, later = running.trial, self._behind.later
         later(lambda: self._steering.look(running))
         later(lambda: self._write(running, facts))
         if hasattr(self, "_search"):  # else `_synchronise_search` is still to come
-            later(lambda: self._tell(trial, facts))
-        time = self._time(facts)
-        later(lambda: self.progress.trial_ended(trial, facts, time))
+            later(lambda: self._tell(trial, judged))
+        time = self._time(judged)
+        later(lambda: self.progress.trial_ended(trial, judged, time))
         if facts.reason is Reason.OOM and self.study.on_oom is not None:
             words = oom.outlook(self.study, trial.point, known.attempts)
             later(lambda: self.progress.note(f"{trial.id}: {words}"))
@@ -471,6 +511,9 @@ class StageRun:
                 last = next(a.message for a in reversed(ended) if a.reason is reason)
                 self._ending = "breaker"
                 self._why = f"the first {count} trials all failed ({reason.value}): {last}"
+
+    def _say_later(self, words: str) -> None:
+        self._behind.later(lambda: self.progress.note(words))
 
     # -- small questions -------------------------------------------------------------------------
 
@@ -508,18 +551,19 @@ class StageRun:
         """The facts, with trials that will be run again as if they had not been run yet."""
         again = {t.id for t in self._ready_trials()} | {r.trial.id for r in self._running.values()}
         return [
-            TrialFacts(f.trial) if f.attempts and i in again else f for i, f in self._facts.items()
+            TrialFacts(f.trial) if f.attempts and i in again else f for i, f in self._judged.items()
         ]
 
     def _changed(self) -> None:
         """Facts or plan are others than they were."""
         self._waiting, self._stale = None, True
-        self._steering.refresh(self._facts, self._plan)
+        self._judged = self._gate.judge(self._facts)
+        self._steering.refresh(self._judged, self._plan)
 
     def _needs_run(self, trial: PlannedTrial) -> bool:
         if trial.open:
             return False
-        known = self._facts.get(trial.id)
+        known = self._judged.get(trial.id)
         counted = known.counted if known else None
         if known is None or counted is None or trial.id in self._to_retry:
             return True
@@ -529,10 +573,15 @@ class StageRun:
             same = sum(1 for a in known.attempts if a.reason is counted.reason)
             return counted.message != CANCELLED and same < TRIES.get(counted.reason, 1)
         if counted.outcome is Outcome.INVALID:
-            return len(known.attempts) < 2
-        if counted.reason is Reason.BUDGET:
+            return self._may_measure_again(known)
+        if counted.reason is Reason.BUDGET or self._origin(known, self.target) is not None:
             return True
         return self._steering.matters_again(trial, counted)
+
+    def _may_measure_again(self, known: TrialFacts) -> bool:
+        """An invalid measurement is repeated once; under another fingerprint as often as it takes."""
+        invalid = [a for a in known.attempts if a.outcome is Outcome.INVALID]
+        return len(invalid) < 2 or invalid[-1].reason is Reason.FINGERPRINT
 
     def _may_shrink(self, known: TrialFacts) -> bool:
         return oom.may_shrink(self.study, known.trial.point, known.attempts)
@@ -555,6 +604,6 @@ class StageRun:
 
     def _judge_target(self) -> None:
         """Where nothing reached the target, the stage is judged at the tightest fallback that was."""
-        effective = effective_target(self.study, list(self._facts.values()), self.target)
+        effective = effective_target(self.study, list(self._judged.values()), self.target)
         if effective is not None:
             self.store.set_effective_target(self.study.name, self.stage.name, effective)

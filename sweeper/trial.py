@@ -189,7 +189,8 @@ class AttemptFacts:
     `cap_s` is the seconds on the ranking clock that the attempt was judged against when it was
     stopped (None when nothing capped it). `started_at` and `ended_at` are Unix times, for people;
     `wall_s` is a monotonic duration. `device` and `fingerprint` describe where it ran; `device` also
-    has what was `observed` there (a mapping) and which keys were `adjusted` for its memory. `validity`
+    has what was `observed` there (a mapping), which keys were `adjusted` for its memory, and which
+    attempt it `continues` from its checkpoint (curve and clock then include that one's). `validity`
     is valid, suspect or invalid; what raised a doubt stands in `device["observed"]["doubts"]`.
     """
 
@@ -213,6 +214,12 @@ class AttemptFacts:
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     validity: str = "valid"
     clock_source: Literal["trainer", "runner"] = "trainer"
+
+    @property
+    def own_train_s(self) -> float:
+        """Train seconds of this attempt alone: one that went on from a checkpoint had some before."""
+        continued = self.device.get("continues")
+        return self.phases.train - (continued["train_s"] if continued else 0.0)
 
     @cached_property
     def derived(self) -> dict[Any, Any]:

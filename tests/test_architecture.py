@@ -50,13 +50,24 @@ ALLOWED: dict[str, set[str]] = {
     "attempts": WORDS | {"configuration", "executors.base"},
     "run_folders": WORDS | {"attempts", "plan_document", "storage.base"},
     "oom": {"configuration", "space", "study", "trial"},
+    "gate": {"racing", "study", "trial"},
     "places": {"errors", "executors.base"},
-    "checkpoints": {"objective", "paths", "study", "trial"},
+    "checkpoints": {"attempts", "events", "objective", "paths", "study", "trial"},
     "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
     "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
     | SEAMS
-    | {"attempts", "behind", "checkpoints", "oom", "patience", "places", "racing", "run_folders"}
+    | {
+        "attempts",
+        "behind",
+        "checkpoints",
+        "gate",
+        "oom",
+        "patience",
+        "places",
+        "run_folders",
+        "racing",
+    }
     | {"stages", "steering", "telling"},
     "replay": WORDS
     | {"executors.replay", "search.base", "search.memory", "stages", "storage.memory", "sweep"},

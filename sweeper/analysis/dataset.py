@@ -52,11 +52,15 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """A study with the stages that have a plan. `versions` (of packages) are for the record."""
+    """A study with the stages that have a plan, every attempt with its verdict of validity.
+
+    `versions` (of packages) are for the record. `banner` is what must be said of all times together.
+    """
 
     study: Study
     stages: Mapping[StageName, StageFacts]
     versions: Mapping[str, str] = field(default_factory=dict)
+    banner: str = ""
 
     @property
     def clock(self) -> Clock:

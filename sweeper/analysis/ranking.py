@@ -19,6 +19,7 @@ from sweeper.errors import (
     EXIT_STOPPED_EARLY,
 )
 from sweeper.objective import TimeToTarget, best_value
+from sweeper.racing.validity import doubts_of
 from sweeper.space import Point, Value
 from sweeper.study import Limits, Study
 from sweeper.trial import AttemptFacts, Clock, Outcome, Reason, StageName, TrialFacts
@@ -63,6 +64,16 @@ class Row:
         return sum(run.time.reached for run in self.runs)
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against its times, run by run."""
+        return tuple(
+            f"{run.id}: {words}"
+            for run in self.runs
+            if run.attempt.validity == "suspect"
+            for words in doubts_of(run.attempt)
+        )
+
+    @property
     def seconds_per_step(self) -> float | None:
         """Seconds to the target over steps to the target."""
         return self.seconds / self.steps if self.steps else None
@@ -88,6 +99,7 @@ class Row:
             "runs": len(self.runs),
             "reached_runs": self.reached_runs,
             "trials": [run.id for run in self.runs],
+            "suspect": list(self.doubts),
             "point": dict(self.point),
         }
 
@@ -257,7 +269,7 @@ def stage_summary(
         "closest": rows[0].as_dict() if rows and not winner else None,
         "failures": [{"id": f.id, "label": f.label, "reason": f.reason.value} for f in lost],
         "wall_s": busy_s(attempts),
-        "train_s": math.fsum(a.phases.train for a in attempts),
+        "train_s": math.fsum(a.own_train_s for a in attempts),
         "saved_s": saved_s(stage, study.limits),
         "exit": exit_code(stage, study, stopped_early=stopped_early),
     }
@@ -283,13 +295,18 @@ def saved_s(stage: StageFacts, limits: Limits) -> dict[str, float]:
     for facts, attempt in stage.measured():
         train = attempt.phases.train
         if attempt.reason in (Reason.CAP, Reason.FORECAST):
-            limit = limits.trial_s
-            if attempt.steps:
-                limit = min(limit, train / attempt.steps * limits.steps)
-            saved[attempt.reason.value] += max(0.0, limit - train)
+            saved[attempt.reason.value] += unspent_s(attempt, limits)
         if stage.plan.entries > len(stage.plan.trials):
             saved["dedupe"] += train * max(0, len(facts.trial.groups) - 1)
     return saved
+
+
+def unspent_s(attempt: AttemptFacts, limits: Limits) -> float:
+    """Train seconds up to the trial's limits, in seconds or (at its own speed) in steps."""
+    train, most = attempt.phases.train, limits.trial_s
+    if attempt.steps:
+        most = min(most, train / attempt.steps * limits.steps)
+    return max(0.0, most - train)
 
 
 def _best_loss(attempt: AttemptFacts) -> float | None:

@@ -38,7 +38,7 @@ from sweeper.analysis.wording import (
     ratio,
     significant,
 )
-from sweeper.trial import Clock
+from sweeper.trial import Clock, Outcome
 
 Kind = Literal["confirmed", "unconfirmed", "nothing_reached", "nothing_measured"]
 
@@ -139,6 +139,8 @@ def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
     paragraphs = tuple(
         p
         for p in (
+            facts.banner,
+            _on_validity(ranking, lost),
             *findings(facts, goal),
             _judged_at(facts, goal),
             not_again or _on_confirm(confirmed, winner, baseline, speedup),
@@ -283,7 +285,7 @@ def _judged_at(facts: StudyFacts, target: float) -> str:
         f"Everything here is judged at {_metric_at(facts, target)}; the study declares "
         f"{significant(declared, 6)}."
     )
-    if target < declared:
+    if target < min(declared, facts.target):
         text += (
             " Trials stop at the target that they were run for, so a tighter one is seldom seen."
         )
@@ -341,9 +343,32 @@ def _split_words(contrast: Contrast) -> str:
     )
 
 
+def _on_validity(ranking: Sequence[Row], lost: Sequence[Failure]) -> str:
+    """Times that should not be believed, and those that were left out."""
+    doubted = [row for row in ranking if row.doubts]
+    invalid = [failure for failure in lost if failure.outcome is Outcome.INVALID]
+    parts = []
+    if doubted:
+        first = doubted[0].doubts[0]
+        more = "" if len(doubted) == 1 else " (every row says why)"
+        parts.append(
+            f"{count(len(doubted), 'configuration')} of the ranking "
+            f"{'has' if len(doubted) == 1 else 'have'} a suspect time, for example {first}{more}."
+        )
+    if invalid:
+        names = listed([failure.id for failure in invalid])
+        parts.append(
+            f"Left out of the ranking, invalid in every attempt: {names} ({_reasons(invalid)})."
+        )
+    return " ".join(parts)
+
+
 def _on_noise(noise: Noise) -> str:
     if noise.sd is None or noise.floor is None:
-        return "No configuration was measured twice, so how much equal runs differ is not known."
+        return (
+            "No configuration reached the target twice, so how much the times of equal runs differ "
+            "is not known."
+        )
     return (
         f"Equal runs differ by {100 * noise.sd:.2g} % (standard deviation of log time, "
         f"{noise.df} degrees of freedom): single runs less than {100 * noise.floor:.2g} % apart "
@@ -408,7 +433,7 @@ def _cost(facts: StudyFacts) -> Cost:
     return Cost(
         trials=len(trials),
         attempts=len(attempts),
-        train_s=math.fsum(a.phases.train for a in attempts),
+        train_s=math.fsum(a.own_train_s for a in attempts),
         attempts_wall_s=math.fsum(a.wall_s for a in attempts),
         busy_s=busy_s(attempts),
         saved_s=math.fsum(seconds for of_stage in saved for seconds in of_stage.values()),

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from sweeper.analysis.dataset import StageFacts, StudyFacts
 from sweeper.fingerprint import versions
+from sweeper.racing.validity import judge
 from sweeper.storage.base import StageRecord, Store
 from sweeper.study import Study
-from sweeper.trial import TrialFacts
+from sweeper.trial import StageName, TrialFacts
 
 
 def stage_facts(record: StageRecord, facts: Sequence[TrialFacts]) -> StageFacts:
@@ -29,12 +30,22 @@ def stage_facts(record: StageRecord, facts: Sequence[TrialFacts]) -> StageFacts:
 
 
 def study_facts(study: Study, store: Store) -> StudyFacts:
-    """Every stage of a study that has a plan, with all ended attempts."""
+    """Every stage of a study that has a plan, with all ended attempts and their verdicts."""
+    records = store.stages(study.name)
+    recorded = [store.facts(study.name, record.stage) for record in records]
+    found = judge([f for of_stage in recorded for f in of_stage], study.validity)
+    judged = {f.trial.id: f for f in found.facts}
     return StudyFacts(
         study,
         {
-            record.stage: stage_facts(record, store.facts(study.name, record.stage))
-            for record in store.stages(study.name)
+            record.stage: stage_facts(record, [judged[f.trial.id] for f in facts])
+            for record, facts in zip(records, recorded, strict=True)
         },
         versions(),
+        found.banner,
     )
+
+
+def judged_facts(study: Study, store: Store, stage: StageName) -> Sequence[TrialFacts]:
+    """One stage's trials with their verdicts, judged by themselves."""
+    return judge(store.facts(study.name, stage), study.validity).facts

@@ -153,9 +153,9 @@ def _trials(study: Study, store: Store, form: str) -> str:
     if form not in ("jsonl", "csv"):
         raise StudyError(f"--trials --format {form}: expected jsonl or csv")
     documents = [
-        attempt_document(study, facts.trial, attempt, record.effective_target)
-        for record in store.stages(study.name)
-        for facts in store.facts(study.name, record.stage)
+        attempt_document(study, facts.trial, attempt, stage.effective_target)
+        for stage in study_facts(study, store).present()
+        for facts in stage.facts
         for attempt in facts.attempts
     ]
     if form == "jsonl":

@@ -18,7 +18,7 @@ from sweeper.analysis.dataset import StudyFacts
 from sweeper.analysis.ranking import search_ranking, stage_summary
 from sweeper.app import App, need_stage
 from sweeper.commands import frozen
-from sweeper.commands.facts import stage_facts, study_facts
+from sweeper.commands.facts import judged_facts, stage_facts, study_facts
 from sweeper.design.adaptive import plan_adaptive
 from sweeper.design.confirm import plan_confirm
 from sweeper.design.groups import plan_stage1
@@ -33,7 +33,7 @@ from sweeper.errors import (
     TrainerUnusable,
 )
 from sweeper.progress import Progress
-from sweeper.stages import AdaptiveStage, ConfirmStage, FixedStage, Stage, Stage1
+from sweeper.stages import AdaptiveStage, ConfirmStage, FractionStage, Stage, Stage1
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.sweep import Budget, StageEnd, StageRun, Stop
@@ -128,7 +128,7 @@ def _run_stage1(work: Work) -> dict[str, Any]:
     changed = _changed(work, record)
     stage = Stage1(work.study, keep)
     if changed and record is not None:
-        facts = work.store.facts(work.study.name, "stage1")
+        facts = judged_facts(work.study, work.store, "stage1")
         frozen.still_holds(work.study, stage.plan(facts, record.plan), facts)
     return _run(work, stage, work.study.objective.target, {}, changed=changed)
 
@@ -138,13 +138,13 @@ def _run_stage2(work: Work) -> dict[str, Any]:
     first = need_stage(store, study, "stage1", "sweep stage1")
     record = store.stage(study.name, "stage2")
     k = frozen.option(work.args, record, "from_top", study.stage2.from_top)
-    earlier = store.facts(study.name, "stage1")
+    earlier = judged_facts(study, store, "stage1")
     changed = _changed(work, first, record)
     if record is not None:
         plan = record.plan
     else:
         plan = _design_stage2(study, earlier, k, first.effective_target)
-    stage: Stage = FixedStage(study, plan, keep=study.confirm.top, earlier=earlier)
+    stage: Stage = FractionStage(study, plan, keep=study.confirm.top, earlier=earlier)
     if plan.design["kind"] in ("tpe", "gp"):
         from sweeper.search.optuna_search import sampler  # noqa: PLC0415 - a second of imports
 
@@ -283,7 +283,7 @@ def preview(
             "database here yet; run `sweep stage1` first"
         )
     first = need_stage(store, study, "stage1", "sweep stage1")
-    facts = store.facts(study.name, "stage1")
+    facts = judged_facts(study, store, "stage1")
     k = from_top or study.stage2.from_top
     return _design_stage2(study, facts, k, first.effective_target), None
 

@@ -42,7 +42,8 @@ def cap(
 
     slack x max(B_k, best time of its group where another group depends on that): B_k is the k-th
     smallest time over distinct points. An arm of a question has 2 x its partner's time instead
-    (2 x B_k while no partner has reached), if that is longer.
+    (2 x B_k while no partner has reached), if that is longer. So has a repeat of a point that reached:
+    to cut off the slower of two equals would make the noise, and with it the slack, look too small.
 
     Args:
         trial: The trial to bound.
@@ -67,6 +68,13 @@ def cap(
     if best is not None and best > kth:
         place = f"cannot win its group, whose best is {best:.1f} s x {slack:.2f}, nor " + place
     seconds = slack * base
+    own = standing.medians.get(trial.point)
+    if racing.replicates and own is not None and QUESTION_FACTOR * own > seconds:
+        seconds = QUESTION_FACTOR * own
+        place = (
+            f"cannot enter the top {k}, and has had {QUESTION_FACTOR:g} x the {own:.1f} s of its "
+            "point's other runs"
+        )
     if racing.questions and trial.point in partners:
         partner = _fastest(partners[trial.point], standing)
         known = kth if partner is None else partner

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from sweeper.racing.cap import Cap, cap, question_partners
 from sweeper.racing.forecast import Curves, Finished, LeaveOneOut, Track, Trust, is_late
 from sweeper.racing.order import Order
-from sweeper.racing.reach import fallback, reach
+from sweeper.racing.reach import fallback, reach, stretch
 from sweeper.racing.rungs import cut
 from sweeper.racing.standing import Standing, Times
 from sweeper.space import Point
@@ -129,6 +129,16 @@ class Race:
     def reachability(self, standing: Standing) -> str:
         """A sentence when the target looks out of reach; nothing is switched by it."""
         return reach(standing).words(standing.target) if self.active else ""
+
+    def stretch(self, standing: Standing) -> tuple[float, str] | None:
+        """The stretch target to go on to now, with the reason, or None; asked when a stage is done."""
+        racing = self.study.racing
+        if self.keep is None or not self.active or not racing.stretch:
+            return None
+        if standing.target > self.study.objective.target:  # a fallback was needed
+            return None
+        slack = standing.slack(racing.slack)
+        return stretch(standing, self.study.objective.stretch, self.keep, slack)
 
     def fallback(self, standing: Standing) -> tuple[float, str] | None:
         """The fallback target to switch to now, with the reason, or None."""

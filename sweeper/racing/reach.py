@@ -83,6 +83,30 @@ def fallback(standing: Standing, ladder: Sequence[float], k: int) -> tuple[float
     return None
 
 
+def stretch(
+    standing: Standing, ladder: Sequence[float], k: int, slack: float
+) -> tuple[float, str] | None:
+    """The next stretch target, with the reason, or None: some are told apart, or somebody is missing.
+
+    Only when every point that was run reached, at least k of them (two at least), and the slowest is
+    within `slack` of the fastest.
+    """
+    times = list(standing.medians.values())
+    points = {r.trial.point for r in standing.runs}
+    harder = [goal for goal in ladder if goal < standing.target]
+    if not harder or len(times) < max(2, k) or points != standing.medians.keys():
+        return None
+    if times[-1] > slack * times[0]:
+        return None
+    goal = max(harder)
+    words = (
+        f"all {len(times)} configurations reached {standing.target:g} within noise of each other "
+        f"({times[0]:.1f} s to {times[-1]:.1f} s, {slack:.2f} x is noise): the target is {goal:g} from "
+        "here on"
+    )
+    return goal, words
+
+
 def _crossed(standing: Standing, goal: float) -> int:
     return len(
         {
@@ -106,7 +130,7 @@ def _ok(evaluation: object) -> bool:
 def effective_target(study: Study, facts: Sequence[TrialFacts], target: float) -> float | None:
     """The target if anything reached it, else the tightest fallback that anything crossed, else None."""
     attempts_made = [f.counted for f in facts if f.counted is not None]
-    for candidate in (target, *sorted(f for f in study.objective.fallback if f > target)):
+    for candidate in (target, *study.objective.easier(target)):
         if any(
             a.outcome in (Outcome.REACHED, Outcome.CENSORED)
             and crossing(a.curve, candidate, study.objective.clock) is not None

@@ -15,6 +15,7 @@ from typing import Any
 
 from sweeper.analysis.wording import bracket, change, duration, ratio, significant
 from sweeper.report.figures import Figure
+from sweeper.report.lines import saved
 from sweeper.space import show_value
 
 Document = Mapping[str, Any]
@@ -151,13 +152,16 @@ def _first_screen(document: Document) -> str:
     if document["exploratory"]:
         words = "Exploratory: the study was changed after its plan was frozen."
         parts.append(f'<p class="banner">{words}</p>')
+    if document["banner"]:
+        parts.append(f'<p class="banner">{_words(document["banner"])}</p>')
     left = _winner(document)
     facts = _facts(document)
     if left:
         parts.append(f'<div class="first"><div>{left}</div>{facts}</div>')
     else:
         parts.append(facts)
-    parts += [f"<p>{_words(paragraph)}</p>" for paragraph in verdict["paragraphs"]]
+    parts += [f"<p>{_words(paragraph)}</p>" for paragraph in verdict["paragraphs"]
+              if paragraph != document["banner"]]  # fmt: skip
     return "\n".join(parts)
 
 
@@ -237,7 +241,7 @@ def _ranking_table(document: Document) -> str:
         (
             "winner-row" if row["point"] == winner else "" if row["reached"] else "quiet",
             (
-                escape(row["label"]),
+                escape(row["label"] + (" (suspect)" if row["suspect"] else "")),
                 str(row["place"] or ""),
                 _seconds(row),
                 _optional(row["steps_to_target"]),
@@ -253,6 +257,9 @@ def _ranking_table(document: Document) -> str:
         "configuration", "place", "time to target", "steps", "ms a step", "best", "reached", "ended by",
     )  # fmt: skip
     table = _table("Every configuration of stages 1 and 2", columns, cells, numbers=range(1, 7))
+    doubts = "".join(f"<li>{escape(words)}</li>" for row in rows for words in row["suspect"])
+    if doubts:
+        table += f"<p>Suspect times:</p><ul>{doubts}</ul>"
     return _folded(f"All {len(rows)} configurations as a table", table)
 
 
@@ -386,7 +393,25 @@ def _stages(document: Document) -> str:
         "wall",
     )  # fmt: skip
     table = _table("What was planned, and what became of it", columns, rows, numbers=range(1, 10))
+    table += _folded("What each rule of racing did", _racing(document))
     return f'<section aria-labelledby="h-stages"><h2 id="h-stages">Stages</h2>{table}</section>'
+
+
+def _racing(document: Document) -> str:
+    rows = [
+        (
+            "" if rule["on"] else "quiet",
+            (
+                escape(rule["name"]),
+                "on" if rule["on"] else "off",
+                saved(rule["saved_s"]),
+                escape(rule["words"]),
+            ),
+        )
+        for rule in document["racing"]
+    ]
+    columns = ("rule", "switch", "saved, at most", "what it did")
+    return _table("Train seconds; below zero is what a rule cost", columns, rows, numbers=(2,))
 
 
 def _failures(document: Document) -> str:

@@ -13,6 +13,7 @@ import tomli_w
 
 from sweeper.analysis.dataset import STAGES, StageFacts, StudyFacts
 from sweeper.analysis.ranking import Row, search_ranking, stage_summary
+from sweeper.analysis.savings import rules
 from sweeper.analysis.verdict import Verdict, verdict
 from sweeper.objective import time_to_target
 from sweeper.space import Value
@@ -44,6 +45,7 @@ def document(
         "declared_target": objective.target,
         "fallback": list(objective.fallback),
         "target": judged.target,
+        "banner": facts.banner,
         "exploratory": any(stage.exploratory for stage in facts.present()),
         "verdict": {
             "kind": judged.kind,
@@ -58,6 +60,7 @@ def document(
         "baseline": judged.baseline.as_dict() if judged.baseline else None,
         "speedup": judged.speedup.as_dict() if judged.speedup else None,
         "cost": judged.cost.as_dict(),
+        "racing": [rule.as_dict() for rule in rules(facts)],
         "stages": [_stage(facts, stage) for stage in facts.present()],
         "ranking": [_ranked(row, place) for place, row in enumerate(judged.ranking, start=1)],
         "targets": _targets(facts, judged),
@@ -245,7 +248,7 @@ def _points(facts: StudyFacts, trial: TrialFacts) -> list[list[float | int]]:
     ]
 
 
-OF_ONE_ATTEMPT = ("observed", "adjusted")
+OF_ONE_ATTEMPT = ("observed", "adjusted", "continues")
 """What facts say of a device that another attempt on it would not share."""
 
 

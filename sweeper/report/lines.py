@@ -32,6 +32,13 @@ def ending(facts: AttemptFacts, time: TimeToTarget | None) -> str:
     return f"{facts.outcome.value} ({facts.reason.value}){why}"
 
 
+def saved(seconds: float | None) -> str:
+    """What a rule saved, a cost with its sign; nothing where it is not known."""
+    if seconds is None:
+        return ""
+    return f"\u2212{duration(-seconds)}" if seconds < 0 else duration(seconds)
+
+
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """A stage's end in a few lines, best first."""
     counts = ", ".join(

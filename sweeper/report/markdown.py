@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeper.analysis.wording import bracket, duration, ratio, significant
-from sweeper.report.lines import plain
+from sweeper.report.lines import plain, saved
 from sweeper.space import show_value
 
 Document = Mapping[str, Any]
@@ -46,6 +46,7 @@ def render(document: Document) -> str:
     lines += _confirm(document)
     lines += _design(document)
     lines += _effects(document)
+    lines += _racing(document)
     lines += _stages(document)
     lines += _failures(document)
     lines += _reproduce(document)
@@ -85,7 +86,7 @@ def _ranking(document: Document) -> list[str]:
     rows = [
         (
             str(row["place"] or ""),
-            safe(row["label"]),
+            safe(row["label"]) + (" (suspect)" if row["suspect"] else ""),
             duration(row["time_to_target_s"])
             if row["reached"]
             else f"> {duration(row['censored_at_s'])}",
@@ -97,7 +98,10 @@ def _ranking(document: Document) -> list[str]:
         for row in document["ranking"]
     ]
     columns = ("place", "configuration", "time to target", "steps", "best", "reached", "ended by")
-    return ["## Ranking", "", *_table(columns, rows)] if rows else []
+    doubts = [
+        f"- suspect: {safe(words)}" for row in document["ranking"] for words in row["suspect"]
+    ]
+    return ["## Ranking", "", *_table(columns, rows), *doubts, ""] if rows else []
 
 
 def _confirm(document: Document) -> list[str]:
@@ -155,6 +159,15 @@ def _effects(document: Document) -> list[str]:
     )
     columns = ("parameter", "term", "levels", "time ratio", "verdict")
     return ["## Effects in stage 2", "", heading, "", *_table(columns, rows)]
+
+
+def _racing(document: Document) -> list[str]:
+    rows = [
+        (rule["name"], "on" if rule["on"] else "off", saved(rule["saved_s"]), safe(rule["words"]))
+        for rule in document["racing"]
+    ]
+    columns = ("rule", "switch", "train seconds saved, at most", "what it did")
+    return ["## Racing", "", *_table(columns, rows)]
 
 
 def _stages(document: Document) -> list[str]:

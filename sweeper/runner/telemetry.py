@@ -20,6 +20,8 @@ RARE_AFTER, RARE_EVERY = 3600, 10
 """After so many samples only every tenth look is written: an hour by the second, then by 10 s."""
 ENOUGH_SAMPLES = 5
 """Fewer looks than this say nothing about shares."""
+AT_WORK = 0.5
+"""From this utilisation on a device's clock says something about it."""
 
 
 class Telemetry:
@@ -33,6 +35,7 @@ class Telemetry:
         self._slowed: dict[str, int] = {}
         self._capped: dict[str, int] = {}
         self._told: dict[str, int] = {}
+        self._clocks: list[float] = []
         self._first: tuple[float, cpu.CoreTimes, float] | None = None
         self._last: tuple[float, cpu.CoreTimes, float] | None = None
         self._cores = 0
@@ -53,6 +56,8 @@ class Telemetry:
             self._slowed[uuid] = self._slowed.get(uuid, 0) + bool(reading.throttle & nvml.SLOWED)
             capped = bool(reading.throttle & nvml.POWER_CAPPED)
             self._capped[uuid] = self._capped.get(uuid, 0) + capped
+        if reading.clock_mhz is not None and (reading.utilisation or 0.0) >= AT_WORK:
+            self._clocks.append(reading.clock_mhz)
         self._write(
             {
                 "device": uuid,
@@ -121,10 +126,17 @@ class Telemetry:
             ("power_capped_share", max(capped, default=None)),
             ("foreign_share", foreign),
             ("steal_share", steal),
+            ("clock_mhz", self._usual_clock()),
         ):
             if value is not None:
                 found[key] = round(value, 4)
         return found
+
+    def _usual_clock(self) -> float | None:
+        """The median clock while it worked, in MHz: idle devices lower theirs."""
+        if len(self._clocks) < ENOUGH_SAMPLES:
+            return None
+        return sorted(self._clocks)[len(self._clocks) // 2]
 
     def close(self) -> None:
         """Let go of the file."""

@@ -31,6 +31,7 @@ from sweeper.study import (
     Study,
     Tie,
     TrainerCommand,
+    Validity,
 )
 from sweeper.study_file.checks import problems
 from sweeper.study_file.parameters import read_space
@@ -62,6 +63,7 @@ class _Document(Frozen):
     stage2: Stage2 = Stage2()
     confirm: Confirm = Confirm()
     racing: Racing = Racing()
+    validity: Validity = Validity()
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
@@ -109,6 +111,7 @@ def load(path: Path, *, scale: str | None = None) -> Study:
         stage2=document.stage2,
         confirm=document.confirm,
         racing=document.racing,
+        validity=document.validity,
         on_oom=document.on_oom,
         checkpoints=document.checkpoints,
         base=base,
@@ -125,8 +128,12 @@ def _not_yet(document: _Document) -> Iterator[Problem]:
         yield Problem(("notify",), f"{absent} (the exit code says how a stage ended)")
     if document.objective.goal == "final":
         yield Problem(("objective", "goal"), f'got "final": {absent}, or use "time_to_target"')
-    if document.stage2.extra:
-        yield Problem(("stage2", "extra"), f"got {document.stage2.extra}: {absent}, or use 0")
+    if document.stage2.extra and document.stage2.strategy != "fraction":
+        yield Problem(
+            ("stage2", "extra"),
+            f"got {document.stage2.extra}: {document.stage2.strategy} has no model of its own to "
+            "predict from; use 0, or more runs",
+        )
 
 
 def _read_base(source: Source, config: str | None) -> Mapping[str, Any]:

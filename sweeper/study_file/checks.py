@@ -98,6 +98,12 @@ def _command(study: Study) -> Iterator[Problem]:
                     at, f"{{{name}}} is not always active; give it a baseline to stand here then"
                 )
         used.update(names)
+    if trainer.resume and not any("{checkpoint}" in argument for argument in trainer.resume):
+        yield Problem(
+            ("trainer", "resume"),
+            f"got {show(trainer.resume)}, expected arguments with {{checkpoint}} in one of them, such "
+            'as ["--resume", "{checkpoint}"]',
+        )
     if trainer.config is None and "config" in used:
         yield Problem(
             ("trainer", "command"),

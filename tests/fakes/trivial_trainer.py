@@ -92,6 +92,8 @@ def arguments() -> argparse.Namespace:
     add("--unknown", action="store_true", help="emit an event and a field that nobody knows")
     add("--print-patterns", action="store_true", help="no events: nanoGPT-like lines on stdout")
     add("--drain", action="store_true", help="on TERM: checkpoint_saved, run_finished, exit 0")
+    add("--save", action="store_true", help="leave a checkpoint at the end")
+    add("--resume", type=Path, help="go on from a checkpoint")
     return parser.parse_args([*shlex.split(os.environ.get("TRIVIAL", "")), *sys.argv[1:]])
 
 
@@ -256,7 +258,7 @@ class Trainer:
         return reached and not options.go_on
 
     def train(self) -> str:
-        options, started_at = self.options, time.monotonic()
+        options, started_at = self.options, time.monotonic() - self.clock["train"]
         while self.step < self.max_steps:
             self.misbehave_at_step()
             if self.step % options.eval_every == 0 and self.evaluate():
@@ -281,7 +283,13 @@ class Trainer:
         time.sleep(options.startup)
         self.misbehave_early()
         self.clock["startup"] = 0.1 if options.virtual_clock else time.monotonic() - self.born_at
-        self.emit("run_started", config=self.config, hardware={"device": "cpu"}, data_hash="none")
+        more = {}
+        if options.resume:
+            state = json.loads(options.resume.read_text())
+            self.step, self.clock = state["step"], state["clock"]
+            more["resumed_from"] = {"path": str(options.resume)} | state
+        hardware = {"device": "cpu"}
+        self.emit("run_started", config=self.config, hardware=hardware, data_hash="none", **more)
         time.sleep(options.compile)
         self.clock["compile"] = options.compile
         if options.unknown:
@@ -294,6 +302,10 @@ class Trainer:
         for _ in range(options.flood // 100):
             self.write(b"".join(self.line("step", loss=4.0) for _ in range(100)))
         reason = self.train()
+        if options.save:
+            state = {"step": self.step, "clock": self.clock}
+            Path(os.environ["SWEEP_RUN_DIR"], "checkpoint.json").write_text(json.dumps(state))
+            self.emit("checkpoint_saved", path="checkpoint.json")
         if options.torn:
             self.write(self.line("run_finished", reason=reason)[:40])
         elif not options.no_finish:

@@ -3,15 +3,16 @@
 import pytest
 
 from sweeper.design.adaptive import plan_adaptive
+from sweeper.design.refine import plan_stage2
 from sweeper.errors import PlanError
-from sweeper.replay import replay
+from sweeper.replay import replay, without_racing
 from sweeper.search.base import Seen, Told
 from sweeper.search.optuna_search import sampler
-from sweeper.stages import AdaptiveStage, Stage1
+from sweeper.stages import AdaptiveStage, FixedStage, FractionStage, Stage1
 from sweeper.study_file import load
 from sweeper.trial import Outcome
 from tests.loop.test_racing import recording
-from tests.loop.test_sweep import STUDY
+from tests.loop.test_sweep import STUDY, argument
 
 
 def make_study(tmp_path, strategy):
@@ -70,3 +71,37 @@ def test_nothing_to_vary_is_said(tmp_path):
     alike = [replace(f, trial=replace(f.trial, point=first[0].trial.point)) for f in first]
     with pytest.raises(PlanError, match="nothing to vary"):
         plan_adaptive(study, alike, from_top=2, runs=12, target=2.0)
+
+
+def elsewhere(spec):
+    """The best lies where stage 1 never was."""
+
+    class Moved:
+        argv = (f"--lr={argument(spec, 'lr') / 1.7}", f"--batch={argument(spec, 'batch') / 1.6}")
+
+    return recording(Moved)
+
+
+def test_the_predicted_best_point_is_tried_where_it_was_not_run(tmp_path):
+    """Sixteen runs of a 5 x 5 region leave its best out; two extra ones may try what it predicts."""
+    study = make_study(tmp_path, "fraction")
+    study = study.model_copy(
+        update={"stage2": study.stage2.model_copy(update={"extra": 2}), "seed": 3}
+    )
+    first = replay(study, Stage1(study, 2), elsewhere, target=2.0).end.facts
+    fixed = plan_stage2(study, first, from_top=2, runs=16, seed=3, target=2.0)
+    without = FixedStage(study, fixed, 16, first)
+    plain = replay(without_racing(study), without, elsewhere, target=2.0)
+    stage = FractionStage(study, fixed, 16, first)
+    run = replay(without_racing(study), stage, elsewhere, target=2.0)
+    added = run.end.facts[16:]
+    assert len(plain.end.facts) == 16
+    assert 1 <= len(added) <= 2
+    assert added[0].trial.id == "s2-17"
+    assert added[0].trial.point not in {f.trial.point for f in (*first, *plain.end.facts)}
+    assert all(f.counted.outcome is Outcome.REACHED for f in added)
+    fastest = min(f.counted.phases.train for f in plain.end.facts)
+    assert added[0].counted.phases.train < 1.1 * fastest
+    assert any("s2-17 is predicted to be the fastest" in note for note in run.notes)
+    again = FractionStage(study, run.end.record.plan, 16, first)
+    assert again.plan(run.end.facts, run.end.record.plan) == run.end.record.plan
