@@ -75,7 +75,7 @@ def document(
         ],
         "design": _design(facts, judged.target),
         "confirm": judged.confirmation.as_dict() if judged.confirmation else None,
-        "effects": judged.effects.as_dict() if judged.effects else None,
+        "effects": judged.effects.shown.as_dict() if judged.effects else None,
         "noise": judged.noise.as_dict(),
         "curves": _curves(facts, judged),
         "reproduce": _reproduce(facts),
