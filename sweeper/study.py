@@ -73,9 +73,14 @@ class Limits(Frozen):
 
 
 class Resources(Frozen):
-    """Whole devices per trial; 0 means CPU only."""
+    """Whole devices per trial; 0 means CPU only.
+
+    `price_per_hour` is what one device (or CPU slot) costs in `currency`, for the report alone.
+    """
 
     gpus: int = Field(default=1, ge=0)
+    price_per_hour: Positive | None = None
+    currency: str = "USD"
 
 
 class BestOf(Frozen):
@@ -253,7 +258,7 @@ class Study(Frozen):
             "objective": self.objective.model_dump(mode="json", exclude={"fallback", "stretch"}),
             "trainer": self.trainer.model_dump(mode="json", exclude={"module"}),
             "limits": self.limits.model_dump(mode="json", include={"steps", "trial_s"}),
-            "resources": self.resources.model_dump(mode="json"),
+            "resources": self.resources.model_dump(mode="json", include={"gpus"}),
             "space": {
                 name: {"type": type(parameter).__name__.lower()}
                 | {k: v for k, v in vars(parameter).items() if k not in unused}

@@ -6,6 +6,7 @@ It must not decide whether a measurement is valid: it shows what facts hold.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,8 @@ from sweeper.analysis.intervals import t_quantile
 from sweeper.analysis.wording import change, count
 from sweeper.space import Point
 from sweeper.trial import AttemptFacts, Clock, PlannedTrial
+
+_NUMBER = re.compile(r"\d[\d.,]*")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Drift:
     """Repeats over time, with the trend of time per token, and what was said of every attempt.
 
     `per_hour` is the slope in log time per token per hour, with its 95 % interval; None with fewer
-    than four repeats. `validity` counts the measured attempts by verdict, `doubts` what raised it.
+    than four repeats. `validity` counts the measured attempts by verdict, `doubts`
+    what raised one, its numbers left out.
     """
 
     repeats: tuple[Repeat, ...]
@@ -133,7 +137,9 @@ def drift(stages: Iterable[StageFacts], clock: Clock) -> Drift:
     repeats.sort(key=lambda repeat: repeat.hours)
     slope = _slope(repeats)
     doubts = Counter(
-        str(doubt) for _, a in found for doubt in (a.device.get("observed") or {}).get("doubts", ())
+        _NUMBER.sub("…", str(doubt))
+        for _, a in found
+        for doubt in (a.device.get("observed") or {}).get("doubts", ())
     )
     return Drift(
         tuple(repeats),

@@ -17,7 +17,7 @@ from sweeper.analysis.censored import EXACT, CensoredFit, FloatArray, NotEstimab
 from sweeper.analysis.dataset import StudyFacts
 from sweeper.analysis.ranking import tightest_target
 from sweeper.analysis.response import Estimate, Observed, Response, observe
-from sweeper.analysis.wording import change, significant
+from sweeper.analysis.wording import change, count, significant
 from sweeper.space import NUMERIC, Space, Value, show_value
 
 ALPHA = 0.05
@@ -207,7 +207,7 @@ def fit(
             break
     else:
         why = (
-            f"{crossed} runs crossed {significant(response.target, 6)}, and {len(columns) + 1} "
+            f"{count(crossed, 'run')} crossed {significant(response.target, 6)}, and {len(columns) + 1} "
             f"parameters need {RUNS_PER_PARAMETER * (len(columns) + 1)}"
         )
         return Effects(response.target, crossed, lost, None, (), why)

@@ -58,7 +58,7 @@ class Response:
 
     def value_words(self, value: float) -> str:
         """A value, not a difference: seconds, or the metric."""
-        return significant(value if self.final else math.exp(value), 5)
+        return significant(value if self.final else math.exp(value), 4)
 
 
 @dataclass(frozen=True)

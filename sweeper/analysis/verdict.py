@@ -344,9 +344,9 @@ def _on_noise(noise: Noise) -> str:
     if noise.sd is None or noise.floor is None:
         return "No configuration was measured twice, so how much equal runs differ is not known."
     return (
-        f"Equal runs differ by {100 * noise.sd:.2g} % (standard deviation of log time, "
-        f"{noise.df} degrees of freedom): single runs less than {100 * noise.floor:.2g} % apart "
-        "are not told apart."
+        f"Equal runs differ by {significant(100 * noise.sd, 2)} % (standard deviation of log time, "
+        f"{noise.df} degrees of freedom): single runs less than {significant(100 * noise.floor, 2)} % "
+        "apart are not told apart."
     )
 
 

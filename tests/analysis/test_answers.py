@@ -85,7 +85,7 @@ def test_levels_and_at_narrow_a_question():
     assert [len(c.pairs) for c in one.comparisons] == [1]
     assert {c.reference for c in many.comparisons} == {0.01}
     assert {c.level for c in many.comparisons} == {0.02, 0.03}
-    assert many.words().startswith("0.02 came out best")
+    assert many.words().startswith("0.02 was best where it was tried")
 
 
 def test_goal_final_is_answered_on_the_metric():

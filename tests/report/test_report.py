@@ -12,11 +12,17 @@ from html.parser import HTMLParser
 import pytest
 
 from sweeper.report import figures, json_report, write_report
+from sweeper.study import Question, Resources
 from sweeper.trial import Reason
 from tests.fakes.facts import Clockwork, make_study, make_sweep
 
 NUMBER = re.compile(r"(?<![\w.#])-?\d+(?:\.\d+)?")
 EVIL = '<script>alert(1)</script> & "quotes" [x](y) | `z`'
+QUESTIONS = (
+    Question(text="Does it pay?", parameter="optim.method"),
+    Question(text="Which batch?", parameter="data.batch_size"),
+)
+PRICED = Resources(gpus=2, price_per_hour=2.5, currency="EUR")
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 
 
@@ -26,8 +32,10 @@ def document(facts, **options):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
+    facts = make_sweep()
+    study = facts.study.model_copy(update={"questions": QUESTIONS, "resources": PRICED})
     folder = tmp_path_factory.mktemp("report")
-    return write_report(make_sweep(), folder)
+    return write_report(dataclasses.replace(facts, study=study), folder)
 
 
 class Page(HTMLParser):
@@ -153,13 +161,16 @@ def test_the_page_nests_and_its_ids_are_unique_and_there(written):
     assert len(page.ids) == len(set(page.ids))
     assert set(page.references) <= set(page.ids)
     assert page.tags.count("h1") == 1
-    assert page.tags.count("svg") == 10  # five figures, each wide and narrow
-    assert page.tags.count("desc") == 10
+    assert page.tags.count("svg") == 2 * len(written.figures)  # each wide and narrow
+    assert page.tags.count("desc") == 2 * len(written.figures)
+    links = re.findall(r'href="#([^"]+)"', written.html.read_text())
+    assert set(links) <= set(page.ids)
 
 
 def test_figures_are_files_of_their_own(written):
     assert [path.stem for path in written.figures] == [
-        "curves", "ranking", "confirm", "effects", "design",
+        "curves", "questions", "path", "ranking", "plane", "confirm", "effects", "design",
+        "profile", "timeline", "drift",
     ]  # fmt: skip
     for path in written.figures:
         root = ET.fromstring(path.read_text())
