@@ -1,6 +1,6 @@
 """How often 95 % intervals of stage 2's effects hold the truth: synthetic sweeps, known effects.
 
-Run: python bench/coverage.py [--simulations 1000] [--out FILE]
+Run: python bench/coverage.py [--simulations 1000] [--cases 0 1 ...] [--out FILE]
 
 A simulation draws a stage 2: its points from a designed fraction, true effects per parameter, log
 times with normal noise, and a cap that censors a share of the runs as racing does (the cap is a
@@ -145,10 +145,13 @@ def measure(case: Case, share: float, simulations: int, seed: int, *, curved: bo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=1000)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), metavar="N")
+    parser.add_argument("--out", type=Path, help="cases that are in it already stay")
     args = parser.parse_args()
     began, results = time.monotonic(), {}
-    for name, case in CASES.items():
+    for number, (name, case) in enumerate(CASES.items()):
+        if number not in args.cases:
+            continue
         results[name] = []
         for place, share in enumerate(SHARES):
             for curved in (False, True):
@@ -181,6 +184,10 @@ def main() -> None:
         "cases": results,
     }
     if args.out:
+        if args.out.exists():
+            before = json.loads(args.out.read_text(encoding="utf-8"))
+            document["cases"] = before["cases"] | results
+            document["seconds"] += before["seconds"]
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 

@@ -161,6 +161,10 @@ def build_parser() -> argparse.ArgumentParser:
     report = with_study(verb("report", "report.html, report.md and report.json"))
     report.add_argument("--out", type=Path, metavar="DIR")
     report.add_argument("--target", type=_number, metavar="X")
+    report.add_argument("--against", metavar="B", help="another study here, or its report.json")
+    report.add_argument(
+        "--check", action="store_true", help="compute the report that is there again from the facts"
+    )
     export = with_study(verb("export", "the production configuration, or all facts"))
     what = export.add_mutually_exclusive_group(required=True)
     what.add_argument("--best", action="store_true", help="the configuration to use")

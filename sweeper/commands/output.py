@@ -12,18 +12,20 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from sweeper import catalog
 from sweeper.analysis.verdict import verdict
 from sweeper.app import App
 from sweeper.attempts import disk_unusable
 from sweeper.commands.facts import study_facts
 from sweeper.configuration import fill_command, resolve_config
-from sweeper.errors import EXIT_DONE, NothingReached, PlanError, StudyError
+from sweeper.errors import EXIT_DONE, EXIT_SOME_FAILED, NothingReached, PlanError, StudyError
 from sweeper.objective import time_to_target
 from sweeper.paths import make_private, write_whole
 from sweeper.storage.base import Store
@@ -32,16 +34,68 @@ from sweeper.trial import AttemptFacts, PlannedTrial
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write report.html, report.md and report.json, and say where they are."""
+    """Write report.html, report.md and report.json, and say where they are; or check one."""
     with App(args) as app:
         study = app.study()
-        paths = write(app, study, app.store(), out=args.out, target=args.target)
+        if args.check:
+            return _check(app, study, args.out)
+        other = None if args.against is None else _other(app, args.against)
+        paths = write(app, study, app.store(), out=args.out, target=args.target, against=other)
         app.out(paths)
     return EXIT_DONE
 
 
+def _check(app: App, study: Study, out: Path | None) -> int:
+    """Compute a written report again from the facts; exit 1 where it says anything else."""
+    from sweeper.report.checker import check  # noqa: PLC0415
+
+    folder = (out or app.home.report(study.name)).absolute()
+    try:
+        wrong = check(folder, study_facts(study, app.store()))
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(f"{folder}: holds no whole report ({error}); run `sweep report`") from None
+    for line in wrong:
+        app.say(line)
+    app.say(
+        f"{folder}: {len(wrong) or 'no'} value{'' if len(wrong) == 1 else 's'} differ from the facts"
+    )
+    app.out({"folder": str(folder), "wrong": wrong})
+    return EXIT_SOME_FAILED if wrong else EXIT_DONE
+
+
+def _other(app: App, name: str) -> dict[str, Any]:
+    """The document of the sweep to compare with: a report.json, or a study in the same database.
+
+    Raises:
+        StudyError: neither is there.
+        PlanError: nothing has been run of it.
+    """
+    from sweeper.report.json_report import document  # noqa: PLC0415
+
+    path = Path(name)
+    if path.suffix == ".json":
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StudyError(f"--against {name}: {error}; name a report.json or a study") from None
+        if not {"verdict", "reproduce", "winner", "cost"} <= set(found):
+            raise StudyError(f"--against {name}: is no report; name a report.json or a study")
+        return found
+    study = catalog.load(catalog.choose(name))
+    facts = study_facts(study, app.store())
+    if not facts.stages:
+        raise PlanError(f"--against {study.name}: nothing of it has been run in this database")
+    return document(facts, generated_at=time.time())
+
+
 def write(
-    app: App, study: Study, store: Store, *, out: Path | None, target: float | None
+    app: App,
+    study: Study,
+    store: Store,
+    *,
+    out: Path | None,
+    target: float | None,
+    against: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Write the three forms of the report, say the verdict and where they are.
 
@@ -55,7 +109,7 @@ def write(
         raise PlanError(f"{study.name}: nothing has been run here yet; run `sweep stage1` first")
     folder = (out or app.home.report(study.name)).absolute()
     try:
-        written = write_report(facts, make_private(folder), target=target)
+        written = write_report(facts, make_private(folder), target=target, against=against)
     except OSError as error:
         raise disk_unusable(folder, error) from None
     if not app.settings.quiet:
