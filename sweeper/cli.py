@@ -169,8 +169,10 @@ def build_parser() -> argparse.ArgumentParser:
     what = export.add_mutually_exclusive_group(required=True)
     what.add_argument("--best", action="store_true", help="the configuration to use")
     what.add_argument("--trials", action="store_true", help="one object per attempt")
-    export.add_argument("--format", choices=["toml", "json", "args", "jsonl", "csv"])
-    export.add_argument("--out", type=Path, metavar="FILE", help="default: stdout")
+    export.add_argument("--format", choices=["toml", "json", "args", "jsonl", "csv", "tensorboard"])
+    export.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: stdout; tensorboard: a folder"
+    )
     for name, text in (
         ("show", "one trial: configuration, curve, why it ended"),
         ("logs", "one trial's output"),

@@ -37,8 +37,11 @@ class Progress(Protocol):
         """The stage is over (or was stopped); `summary` has the keys of `stage1 --json`."""
         ...
 
-    def note(self, text: str) -> None:
-        """One sentence for a person: an open level was decided, a target fell back, a warning."""
+    def note(self, text: str, kind: str = "") -> None:
+        """One sentence for a person: an open level was decided, a target fell back, a warning.
+
+        `kind` is `unreachable` or `breaker` where somebody who is away wants to know at once.
+        """
         ...
 
     def close(self) -> None:

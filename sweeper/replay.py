@@ -61,7 +61,7 @@ class Notes:
     def stage_ended(self, summary: Mapping[str, Any]) -> None:
         """Nothing to show."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, kind: str = "") -> None:  # noqa: ARG002 - all kinds count alike
         """Kept."""
         self.said.append(text)
 

@@ -166,5 +166,5 @@ class Steering:
         words = self.race.reachability(self._standing)
         if words and not self._announced:
             self._announced = words
-            self.progress.note(words)
+            self.progress.note(words, "unreachable")
         return self.race.fallback(self._standing)

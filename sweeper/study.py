@@ -200,7 +200,10 @@ class Checkpoints(Frozen):
 
 
 class Notify(Frozen):
-    """An argument vector that is started when a stage ends."""
+    """An argument vector that is started when a stage ends, stops early, or looks out of reach.
+
+    `{event}`, `{study}`, `{stage}` and `{text}` are filled in; a JSON document is on its stdin.
+    """
 
     command: tuple[str, ...] = Field(min_length=1)
     timeout_s: Positive = 30.0

@@ -27,7 +27,8 @@ from sweeper.commands.facts import study_facts
 from sweeper.configuration import fill_command, resolve_config
 from sweeper.errors import EXIT_DONE, EXIT_SOME_FAILED, NothingReached, PlanError, StudyError
 from sweeper.objective import time_to_target
-from sweeper.paths import make_private, write_whole
+from sweeper.paths import make_private, write_json, write_whole
+from sweeper.report.lines import plain
 from sweeper.storage.base import Store
 from sweeper.study import Study
 from sweeper.trial import AttemptFacts, PlannedTrial
@@ -127,10 +128,14 @@ def export(args: argparse.Namespace) -> int:
         store = app.store()
         usual = "jsonl" if args.trials else "json" if app.settings.json else "toml"
         form = args.format or usual
+        if form == "tensorboard" and args.trials:
+            return _tensorboard(app, study, store, args.out)
         text = _best(study, store, form) if args.best else _trials(study, store, form)
         if args.out is not None:
             try:
                 write_whole(args.out.absolute(), text)
+                if args.best:
+                    write_json(Path(f"{args.out.absolute()}.evidence.json"), evidence(study, store))
             except OSError as error:
                 raise StudyError(f"--out {args.out}: {error.strerror}; choose another") from None
             app.say(f"written: {args.out}")
@@ -153,7 +158,8 @@ def _best(study: Study, store: Store, form: str) -> str:
     facts = study_facts(study, store)
     if not facts.stages:
         raise PlanError(f"{study.name}: nothing has been run here yet; run `sweep stage1` first")
-    winner = verdict(facts).winner
+    judged = verdict(facts)
+    winner = judged.winner
     if winner is None:
         raise NothingReached(
             f"{study.name}: nothing reached {facts.target:g} or a fallback; "
@@ -181,18 +187,48 @@ def _best(study: Study, store: Store, form: str) -> str:
             seed=study.seed,
         )
         return shlex.join(argv) + "\n"
-    return tomli_w.dumps(config or dict(point))
+    said = [f"# {plain(line)}" for line in (judged.sentence, *judged.missing)]
+    said += [f"# plan of {name}: {stage.definition_hash}" for name, stage in facts.stages.items()]
+    return "\n".join(said) + "\n\n" + tomli_w.dumps(config or dict(point))
 
 
-def _trials(study: Study, store: Store, form: str) -> str:
-    if form not in ("jsonl", "csv"):
-        raise StudyError(f"--trials --format {form}: expected jsonl or csv")
-    documents = [
+def evidence(study: Study, store: Store) -> dict[str, Any]:
+    """What stands behind the winner: the verdict, its numbers, and what it was measured with."""
+    from sweeper.report.json_report import document  # noqa: PLC0415
+
+    found = document(study_facts(study, store), generated_at=time.time())
+    keys = (
+        "study", "generated_at", "metric", "clock", "target", "verdict", "winner", "baseline", "speedup",
+        "confirm", "noise", "sensitivity", "chances", "spent", "reproduce",
+    )  # fmt: skip
+    return {key: found[key] for key in keys}
+
+
+def _tensorboard(app: App, study: Study, store: Store, out: Path | None) -> int:
+    """Curves and points as TensorBoard runs in a folder."""
+    from sweeper.report.tensorboard import write_runs  # noqa: PLC0415
+
+    if out is None:
+        raise StudyError("--format tensorboard: writes a folder of runs; name it with --out DIR")
+    runs = write_runs(_documents(study, store), study.objective.metric, out)
+    app.say(f"written: {runs} runs under {out}; look at them with `tensorboard --logdir {out}`")
+    app.out({"format": "tensorboard", "written": str(out), "runs": runs})
+    return EXIT_DONE
+
+
+def _documents(study: Study, store: Store) -> list[dict[str, Any]]:
+    return [
         attempt_document(study, facts.trial, attempt, record.effective_target)
         for record in store.stages(study.name)
         for facts in store.facts(study.name, record.stage)
         for attempt in facts.attempts
     ]
+
+
+def _trials(study: Study, store: Store, form: str) -> str:
+    if form not in ("jsonl", "csv"):
+        raise StudyError(f"--trials --format {form}: expected jsonl, csv or tensorboard")
+    documents = _documents(study, store)
     if form == "jsonl":
         return "".join(json.dumps(d, allow_nan=False, ensure_ascii=False) + "\n" for d in documents)
     flat = [dict(_flatten(d)) for d in documents]

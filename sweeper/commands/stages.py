@@ -6,6 +6,7 @@ It must not know how the command line is parsed, or which executor and database 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,8 @@ from sweeper.errors import (
     PlanError,
     TrainerUnusable,
 )
+from sweeper.executors.local import NOT_FOR_TRAINERS
+from sweeper.notify import NotifyingProgress
 from sweeper.progress import Progress
 from sweeper.stages import AdaptiveStage, ConfirmStage, FixedStage, Stage, Stage1
 from sweeper.storage.base import Lease, StageRecord, Store
@@ -101,7 +104,7 @@ def _command(
         stop = Stop()
         with app.lease(study) as lease, app.interruptible(stop):
             store = app.store()
-            progress = app.progress()
+            progress = watcher(app, study)
             executor = app.executor(study, progress.note)
             work = Work(app, args, study, store, lease, executor, progress, stop)
             codes: list[int] = []
@@ -120,6 +123,15 @@ def _command(
                 write(app, study, store, out=None, target=None)
             app.out(summary | {"exit": code})
             return code
+
+
+def watcher(app: App, study: Study) -> Progress:
+    """What people see; with [notify], their command too."""
+    progress = app.progress()
+    if study.notify is None:
+        return progress
+    kept = {k: v for k, v in os.environ.items() if k not in NOT_FOR_TRAINERS}
+    return NotifyingProgress(progress, study.name, study.notify, kept)
 
 
 def _run_stage1(work: Work) -> dict[str, Any]:
@@ -220,7 +232,7 @@ def _run(
         revive=work.app.revive,
     ).run()
     if end.why:
-        work.progress.note(end.why)
+        work.progress.note(end.why, "breaker" if end.ending == "breaker" else "")
     summary = _summary(work.study, end)
     work.progress.stage_ended(summary)
     return summary

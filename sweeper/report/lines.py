@@ -76,7 +76,7 @@ class QuietProgress:
     def stage_ended(self, summary: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, kind: str = "") -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class LinesProgress:
         for line in summary_lines(summary):
             self._write(line)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, kind: str = "") -> None:  # noqa: ARG002 - all kinds look alike here
         """The sentence as it is."""
         self._say(text)
 

@@ -134,7 +134,7 @@ class LiveProgress:
         self.close()
         self._print(summary_table(summary))
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, kind: str = "") -> None:  # noqa: ARG002 - all kinds look alike here
         """The sentence scrolls by above the view."""
         self._print(Text(plain(text), style="yellow"))
 
