@@ -53,6 +53,10 @@ class NotifyingProgress:
         """Passed on."""
         self._progress.trial_started(trial, slot)
 
+    def bounded(self, trial: PlannedTrial, cap_s: float | None) -> None:
+        """Passed on."""
+        self._progress.bounded(trial, cap_s)
+
     def evaluated(self, trial: PlannedTrial, step: int, train_s: float, loss: float) -> None:
         """Passed on."""
         self._progress.evaluated(trial, step, train_s, loss)

@@ -23,6 +23,10 @@ class Progress(Protocol):
         """An attempt at a trial was started on a slot (`cpu0`, `gpu1`)."""
         ...
 
+    def bounded(self, trial: PlannedTrial, cap_s: float | None) -> None:
+        """A running trial has this cap now, in seconds on the ranking clock (None: none)."""
+        ...
+
     def evaluated(self, trial: PlannedTrial, step: int, train_s: float, loss: float) -> None:
         """A running trial measured its metric at `step`, after `train_s` train seconds."""
         ...

@@ -50,6 +50,9 @@ class Notes:
     def trial_started(self, trial: PlannedTrial, slot: str) -> None:
         """Nothing to show."""
 
+    def bounded(self, trial: PlannedTrial, cap_s: float | None) -> None:
+        """Nothing to show."""
+
     def evaluated(self, trial: PlannedTrial, step: int, train_s: float, loss: float) -> None:
         """Nothing to show."""
 

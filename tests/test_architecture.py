@@ -71,6 +71,7 @@ ALLOWED: dict[str, set[str]] = {
         "replay",
         "attempts",
         "notify",
+        "steering",
         "telling",
         "plan_document",
         "storage",

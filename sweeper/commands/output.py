@@ -304,6 +304,7 @@ def dashboard(args: argparse.Namespace) -> int:
             app.database_url(),
             host=args.host,
             port=args.port,
+            artifacts=app.home.artifacts,
             ready=lambda url: app.say(f"dashboard: {url} (read-only; Ctrl-C ends it)"),
         )
     return EXIT_DONE

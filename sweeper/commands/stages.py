@@ -9,6 +9,7 @@ import argparse
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from sweeper.errors import (
     EXIT_NOTHING_REACHED,
     EXIT_SOME_FAILED,
     EXIT_STOPPED_EARLY,
+    DatabaseUnusable,
     PlanError,
     TrainerUnusable,
 )
@@ -40,6 +42,7 @@ from sweeper.stages import AdaptiveStage, ConfirmStage, FixedStage, Stage, Stage
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.sweep import Budget, StageEnd, StageRun, Stop
+from sweeper.telling import search_name
 from sweeper.trial import StageName, StagePlan, TrialFacts
 
 # From worse to better: `run` ends with the worst code that any of its stages had.
@@ -117,6 +120,7 @@ def _command(
             finally:
                 progress.close()
             code = min(codes, key=SEVERITY.index)
+            describe(work)
             if report:
                 from sweeper.commands.output import write  # noqa: PLC0415
 
@@ -125,9 +129,26 @@ def _command(
             return code
 
 
+def describe(work: Work) -> None:
+    """The verdict and our figures on the dashboard's page of every stage; never fails a sweep."""
+    from sweeper.report import json_report, markdown, plots  # noqa: PLC0415
+
+    facts = study_facts(work.study, work.store)
+    document = json_report.document(facts, generated_at=time.time())
+    note, drawn = markdown.note(document), plots.plots(document)
+    opened = work.app.search(work.study, create=False)
+    try:
+        for stage in facts.present():
+            declared = work.study.objective.target
+            name = search_name(work.study.name, stage.plan.stage, stage.effective_target, declared)
+            opened(name).describe(note, drawn)
+    except DatabaseUnusable as error:
+        work.app.say(f"the dashboard's notes were not written: {error}")
+
+
 def watcher(app: App, study: Study) -> Progress:
     """What people see; with [notify], their command too."""
-    progress = app.progress()
+    progress = app.progress(study)
     if study.notify is None:
         return progress
     kept = {k: v for k, v in os.environ.items() if k not in NOT_FOR_TRAINERS}

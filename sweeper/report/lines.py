@@ -65,6 +65,9 @@ class QuietProgress:
     def trial_started(self, trial: PlannedTrial, slot: str) -> None:
         """Nothing."""
 
+    def bounded(self, trial: PlannedTrial, cap_s: float | None) -> None:
+        """Nothing."""
+
     def evaluated(self, trial: PlannedTrial, step: int, train_s: float, loss: float) -> None:
         """Nothing."""
 
@@ -103,6 +106,9 @@ class LinesProgress:
     def trial_started(self, trial: PlannedTrial, slot: str) -> None:
         """Which trial, where."""
         self._say(f"{trial.id} started on {slot}: {trial.label}")
+
+    def bounded(self, trial: PlannedTrial, cap_s: float | None) -> None:
+        """Nothing: a change of it is a note."""
 
     def evaluated(self, trial: PlannedTrial, step: int, train_s: float, loss: float) -> None:
         """Where the curve stands."""

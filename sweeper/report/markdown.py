@@ -57,6 +57,35 @@ def render(document: Document) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+READING = """\
+## How to read this page
+
+- A trial's value is its seconds to the target. One that did not reach it shows the time that it was
+  judged against, and a violated constraint: how far its loss was above the target.
+- Intermediate values are the loss by milliseconds of training, thinned.
+- A failed trial says nothing about its configuration; its reason is among its attributes.
+- Configuration and the end of the output are artifacts of each trial. The whole report:
+"""
+
+
+def note(document: Document) -> str:
+    """The verdict for a page that shows one stage's trials, with how to read what it shows."""
+    verdict = document["verdict"]
+    lines = [
+        f"# {safe(document['title'] or document['study'])}",
+        "",
+        f"**{safe(verdict['sentence'])}**",
+        "",
+    ]
+    for paragraph in verdict["paragraphs"]:
+        lines += [safe(paragraph), ""]
+    lines += _winner(document)
+    for question in document["questions"]:
+        lines += [f"- **{safe(question['text'])}** {safe(question['words'])}."]
+    report = f"`sweep report {plain(document['study'])}`"
+    return "\n".join([*lines, "", READING, report, ""])
+
+
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     head = f"| {' | '.join(columns)} |"
     rule = f"|{'|'.join(' --- ' for _ in columns)}|"

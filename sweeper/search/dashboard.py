@@ -13,6 +13,7 @@ import socketserver
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -49,7 +50,14 @@ class _Quiet(WSGIRequestHandler):
         """Requests are nobody's business here."""
 
 
-def serve(url: str, *, host: str, port: int, ready: Callable[[str], None]) -> None:
+def serve(
+    url: str,
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    artifacts: Path | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM; `ready` is called with the address once it listens.
 
     Raises:
@@ -63,7 +71,9 @@ def serve(url: str, *, host: str, port: int, ready: Callable[[str], None]) -> No
 
     logging.getLogger("optuna_dashboard").setLevel(logging.WARNING)
     storage = OptunaStorage(url)
-    application = read_only(optuna_dashboard.wsgi(storage.raw), {*LOOPBACK, host})
+    application = read_only(
+        optuna_dashboard.wsgi(storage.raw, storage.artifact_store(artifacts)), {*LOOPBACK, host}
+    )
     try:
         server = make_server(host, port, application, server_class=_Server, handler_class=_Quiet)
     except OSError as error:
