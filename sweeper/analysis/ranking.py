@@ -293,8 +293,11 @@ def saved_s(stage: StageFacts, limits: Limits) -> dict[str, float]:
 
 
 def _best_loss(attempt: AttemptFacts) -> float | None:
-    found = best_value(attempt.curve)
-    return attempt.best_loss if found is None else found
+    if "best" not in attempt.derived:  # a report ranks the same curves at many targets
+        found = best_value(attempt.curve)
+        attempt.derived["best"] = attempt.best_loss if found is None else found
+    known: float | None = attempt.derived["best"]
+    return known
 
 
 def _row(first: TrialFacts, groups: tuple[str, ...], runs: tuple[Run, ...]) -> Row:

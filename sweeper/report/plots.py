@@ -10,6 +10,7 @@ from typing import Any
 
 from sweeper.analysis.wording import duration, significant
 from sweeper.report.drawing import CLOCK_TITLE
+from sweeper.space import show_value
 
 Document = Mapping[str, Any]
 MOST_POINTS = 24  # a page stores a figure in pieces of 2 kB, one commit each
@@ -32,7 +33,7 @@ def _figure(
     return {
         "data": list(data),
         "layout": {
-            "title": {"text": title},
+            "title": {"text": title, "font": {"size": 15}},
             "xaxis": {"title": {"text": x}},
             "yaxis": {"title": {"text": y}, **layout.pop("yaxis", {})},
             "showlegend": False,
@@ -90,7 +91,7 @@ def _ranking(document: Document) -> dict[str, Any]:
         "type": "bar",
         "orientation": "h",
         "x": [float(f"{seconds:.4g}") for seconds in times],
-        "y": [f"{place}. {r['label']}"[:60] for place, r in enumerate(rows, start=1)],
+        "y": [f"{place}. {r['label']}"[:36] for place, r in enumerate(rows, start=1)],
         "text": [
             duration(s) if r["reached"] else f"> {duration(s)}, not reached"
             for r, s in zip(rows, times, strict=True)
@@ -100,15 +101,15 @@ def _ranking(document: Document) -> dict[str, Any]:
             "opacity": [1.0 if r["reached"] else 0.35 for r in rows],
         },
     }
-    title = "Time to the target; pale bars ran that long without reaching it"
+    title = "Time to the target (pale: not reached by then)"
     unit = CLOCK_TITLE[document["clock"]]
-    return _figure([bars] if rows else [], title, unit, "", margin={"l": 330},
+    return _figure([bars] if rows else [], title, unit, "", margin={"l": 230},
                    yaxis={"autorange": "reversed"})  # fmt: skip
 
 
 def _questions(document: Document) -> dict[str, Any]:
     found = [
-        (f"{q['parameter'].rsplit('.', 1)[-1]}: {c['level']} / {c['reference']}", c)
+        (_name(q, c), c)
         for q in document["questions"]
         for c in q["comparisons"]
         if c["time"] and "ratio" in c["time"]
@@ -139,9 +140,14 @@ def _questions(document: Document) -> dict[str, Any]:
         "x1": 1,
         "line": {"dash": "dash"},
     }
-    title = "The questions: time at the first level over time at the second; blue is decided"
-    return _figure([dots] if found else [], title, "ratio", "", margin={"l": 330}, shapes=[one])
+    title = "Questions: time ratio, blue is decided"
+    return _figure([dots] if found else [], title, "ratio", "", margin={"l": 230}, shapes=[one])
 
 
 def _reach(time: Mapping[str, Any], side: str) -> float:
     return 0.0 if time[side] is None else abs(time[side] - time["ratio"])
+
+
+def _name(question: Mapping[str, Any], comparison: Mapping[str, Any]) -> str:
+    levels = f"{show_value(comparison['level'])} / {show_value(comparison['reference'])}"
+    return f"{question['parameter'].rsplit('.', 1)[-1]}: {levels}"
