@@ -216,7 +216,8 @@ def test_people_see_curves_files_and_a_note(search_url, name, tmp_path):
     assert storage.artifact_store(tmp_path / "artifacts") is not None
     assert study.metric_names == ["seconds to the target"]
     assert optuna_dashboard.get_note(study) == "# last"
-    plots = [v for k, v in study.system_attrs.items() if k.startswith("dashboard:plot_data:")]
+    attributes = storage.raw.get_study_system_attrs(study._study_id)
+    plots = [v for k, v in attributes.items() if k.startswith("dashboard:plot_data:")]
     assert len(plots) == 1
     assert "last" in plots[0]
     storage.close()
