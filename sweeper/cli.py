@@ -164,6 +164,9 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--target", type=_number, metavar="X")
     report.add_argument("--against", metavar="B", help="another study here, or its report.json")
     report.add_argument(
+        "--across", action="store_true", help="compare times also across different fingerprints"
+    )
+    report.add_argument(
         "--check", action="store_true", help="compute the report that is there again from the facts"
     )
     export = with_study(verb("export", "the production configuration, or all facts"))

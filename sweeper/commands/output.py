@@ -41,7 +41,15 @@ def report(args: argparse.Namespace) -> int:
         if args.check:
             return _check(app, study, args.out)
         other = None if args.against is None else _other(app, args.against)
-        paths = write(app, study, app.store(), out=args.out, target=args.target, against=other)
+        paths = write(
+            app,
+            study,
+            app.store(),
+            out=args.out,
+            target=args.target,
+            against=other,
+            across=args.across,
+        )
         app.out(paths)
     return EXIT_DONE
 
@@ -97,6 +105,7 @@ def write(
     out: Path | None,
     target: float | None,
     against: Mapping[str, Any] | None = None,
+    across: bool = False,
 ) -> dict[str, str]:
     """Write the three forms of the report, say the verdict and where they are.
 
@@ -110,7 +119,9 @@ def write(
         raise PlanError(f"{study.name}: nothing has been run here yet; run `sweep stage1` first")
     folder = (out or app.home.report(study.name)).absolute()
     try:
-        written = write_report(facts, make_private(folder), target=target, against=against)
+        written = write_report(
+            facts, make_private(folder), target=target, against=against, across=across
+        )
     except OSError as error:
         raise disk_unusable(folder, error) from None
     if not app.settings.quiet:

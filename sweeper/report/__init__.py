@@ -34,6 +34,7 @@ def write_report(
     *,
     target: float | None = None,
     against: Mapping[str, Any] | None = None,
+    across: bool = False,
 ) -> Report:
     """Write `report.json`, `report.md`, `report.html` and `figures/*.svg`, each whole or not at all.
 
@@ -42,6 +43,7 @@ def write_report(
         out: An existing folder.
         target: Judge at this target instead of the effective one.
         against: Another report's document, to set this sweep against.
+        across: Compare its times also where the fingerprints differ.
 
     Raises:
         OSError: The folder cannot be written.
@@ -52,7 +54,7 @@ def write_report(
 
     document = json_report.document(facts, target=target, generated_at=time.time())
     if against is not None:
-        document["against"] = answers.against(document, against)
+        document["against"] = answers.against(document, against, across=across)
     drawn = figures.figures(document)
     written = Report(
         html=out / "report.html",

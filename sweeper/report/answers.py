@@ -196,12 +196,15 @@ def _hours(attempts: Sequence[AttemptFacts], devices: int) -> float:
 # -- two sweeps ------------------------------------------------------------------------------------
 
 
-def against(document: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def against(
+    document: Mapping[str, Any], other: Mapping[str, Any], *, across: bool = False
+) -> dict[str, Any]:
     """One report's document compared with another's.
 
     Times are set against each other only where both sweeps ran under one and the same fingerprint
     and judge the same metric at the same target; else the differences are listed, and only what does
-    not depend on the device (tokens to the target) is compared.
+    not depend on the device (tokens to the target) is compared. `across` compares times of different
+    fingerprints all the same, and says so.
     """
     differences = _differences(document, other)
     mine, theirs = document["winner"], other["winner"]
@@ -209,7 +212,7 @@ def against(document: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
     if mine and theirs and not differences["question"]:
         if mine["tokens_to_target"] and theirs["tokens_to_target"]:
             tokens = theirs["tokens_to_target"] / mine["tokens_to_target"]
-        if not differences["fingerprint"]:
+        if across or not differences["fingerprint"]:
             times = theirs["time_to_target_s"] / mine["time_to_target_s"]
     changed = []
     if mine and theirs:
@@ -267,6 +270,8 @@ def _against_words(
     document: Mapping[str, Any], other: Mapping[str, Any], found: Mapping[str, Any]
 ) -> str:
     here, there = document["study"], other["study"]
+    if here == there:
+        here, there = "this sweep", f"that of {str(other['generated_at'])[:16].replace('T', ' ')}"
     if found["differences"]["question"]:
         return (
             f"{here} and {there} ask different questions, so their times are not compared: "
@@ -282,12 +287,14 @@ def _against_words(
         f"the winner of {here}"
     )
     if found["time_ratio"] is None:
-        because = "their fingerprints differ, so times are not compared"
+        because = "their fingerprints differ, so times are not compared (--across does it anyway)"
         return f"{here} against {there}: {'; '.join(p for p in (tokens, because) if p)}."
     words = (
         f"{here} against {there}: the winner of {there} takes {ratio(found['time_ratio'])} times "
         f"as long as the winner of {here}"
     )
+    if found["differences"]["fingerprint"]:
+        words += " (across different fingerprints: not strictly comparable)"
     return (
         f"{words}{'; ' + tokens if tokens else ''}. The two were not run in blocks together: a "
         "difference of times is no verdict."

@@ -76,9 +76,9 @@ def timeline(document: Document) -> Figure | None:
     )
     words = (
         f"{len(rows)} attempts on {len(devices)} "
-        f"{'device' if len(devices) == 1 else 'devices'}: pale is start-up, data and compilation, "
+        f"{'device' if len(devices) == 1 else 'devices'}: faint is start-up, data and compilation, "
         "solid is training with evaluation (grey where the target was not reached, orange where the "
-        "attempt failed), white is nothing; a tick above is the cap that it was judged against. "
+        "attempt failed), empty is nothing; a tick above is the cap that it was judged against. "
         f"Of all attempts' time: {shares}."
     )
     return both("timeline", "What the devices did", words, lambda w: _timeline(rows, devices, w))
@@ -161,9 +161,10 @@ def drift(document: Document) -> Figure | None:
     if len(repeats) < 3:
         return None
     doubtful = sum(repeat["validity"] != "valid" for repeat in repeats)
+    rings = f"Rings are in doubt ({doubtful}). " if doubtful else ""
     words = (
         f"Time per token of {len(repeats)} runs of configurations that were run more than once, over "
-        f"their own mean: at 1 the device is the same all along. Rings are in doubt ({doubtful}). "
+        f"their own mean: at 1 the device is the same all along. {rings}"
         f"{found['words']}"
     ).rstrip()
     return both("drift", "Did the device stay the same?", words, lambda w: _drift(repeats, w))

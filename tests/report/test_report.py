@@ -184,6 +184,9 @@ def test_two_sweeps_are_compared_only_where_they_can_be(tmp_path):
     assert refused["time_ratio"] is None
     assert refused["differences"]["fingerprint"] == ["trainer: abc123 here, other there"]
     assert "times are not compared" in refused["words"]
+    forced = answers.against(mine, other, across=True)
+    assert forced["time_ratio"] == pytest.approx(expected)
+    assert "not strictly comparable" in forced["words"]
     elsewhere = answers.against(mine, document(slower, target=2.8))
     assert "different questions" in elsewhere["words"]
     assert elsewhere["tokens_ratio"] is None
