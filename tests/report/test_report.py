@@ -325,3 +325,15 @@ def test_toml_of_the_winner_reads_back():
     nested = tomllib.loads(winner["toml"])
     assert nested["optim"]["lr"] == winner["point"]["optim.lr"]
     assert nested["model"]["projection"] is winner["point"]["model.projection"]
+
+
+def test_a_study_of_the_final_metric_has_a_report_in_the_metric(tmp_path):
+    facts = priced_sweep()
+    objective = facts.study.objective.model_copy(update={"goal": "final"})
+    study = facts.study.model_copy(update={"objective": objective})
+    written = write_report(dataclasses.replace(facts, study=study), tmp_path)
+    found = json.loads(written.json.read_text())
+    assert all("difference" in e for e in found["effects"]["effects"])
+    assert all("seconds" not in q["words"] for q in found["questions"])
+    assert not {"questions", "effects", "path"} & {path.stem for path in written.figures}
+    parse(written.html.read_text())
