@@ -97,7 +97,7 @@ class App:
         if self.settings.json:
             print(json.dumps(document, allow_nan=False, ensure_ascii=False), flush=True)  # noqa: T201
 
-    def progress(self) -> Progress:
+    def progress(self, study: Study | None = None) -> Progress:
         """Live on a terminal, one line per event elsewhere, nothing when quiet."""
         from sweeper.report.lines import LinesProgress, QuietProgress  # noqa: PLC0415
 
@@ -107,7 +107,7 @@ class App:
         if screen.is_terminal and not screen.is_dumb_terminal:
             from sweeper.report.live import LiveProgress  # noqa: PLC0415
 
-            live = LiveProgress(screen)
+            live = LiveProgress(screen, study.limits if study else None)
             self._closing.callback(live.close)
             return live
         return LinesProgress(sys.stderr if self.settings.json else sys.stdout)
@@ -179,7 +179,7 @@ class App:
         def open_search(name: str) -> Search:
             from sweeper.search.optuna_search import OptunaStorage  # noqa: PLC0415
 
-            storage = OptunaStorage(self.database_url())
+            storage = OptunaStorage(self.database_url(), self.home.artifacts)
             self._closing.callback(storage.close)
             if not create and name not in storage.names():
                 from sweeper.search.memory import MemorySearch  # noqa: PLC0415
@@ -190,6 +190,9 @@ class App:
                 "title": study.title,
                 "metric": study.objective.metric,
                 "clock": study.objective.clock,
+                "shows": "seconds to the target"
+                if study.objective.goal == "time_to_target"
+                else study.objective.metric,
             }
             return storage.open(name, study.space, notes)
 

@@ -161,16 +161,26 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--offline", action="store_true", help="no database, no device")
     check.add_argument("--scale", metavar="NAME")
     check.add_argument("--devices", metavar="0,1")
-    with_study(verb("status", "where every stage stands"))
+    status = with_study(verb("status", "where every stage stands"))
+    status.add_argument("--watch", action="store_true", help="live, until nobody runs it any more")
     report = with_study(verb("report", "report.html, report.md and report.json"))
     report.add_argument("--out", type=Path, metavar="DIR")
     report.add_argument("--target", type=_number, metavar="X")
+    report.add_argument("--against", metavar="B", help="another study here, or its report.json")
+    report.add_argument(
+        "--across", action="store_true", help="compare times also across different fingerprints"
+    )
+    report.add_argument(
+        "--check", action="store_true", help="compute the report that is there again from the facts"
+    )
     export = with_study(verb("export", "the production configuration, or all facts"))
     what = export.add_mutually_exclusive_group(required=True)
     what.add_argument("--best", action="store_true", help="the configuration to use")
     what.add_argument("--trials", action="store_true", help="one object per attempt")
-    export.add_argument("--format", choices=["toml", "json", "args", "jsonl", "csv"])
-    export.add_argument("--out", type=Path, metavar="FILE", help="default: stdout")
+    export.add_argument("--format", choices=["toml", "json", "args", "jsonl", "csv", "tensorboard"])
+    export.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: stdout; tensorboard: a folder"
+    )
     for name, text in (
         ("show", "one trial: configuration, curve, why it ended"),
         ("logs", "one trial's output"),

@@ -133,6 +133,11 @@ class Home:
         """The embedded database's folder."""
         return self.folder / "db"
 
+    @property
+    def artifacts(self) -> Path:
+        """What the Optuna dashboard shows beside trials."""
+        return self.folder / "artifacts"
+
     def study(self, study: str) -> Path:
         """All run folders of a study."""
         return self.folder / "runs" / study

@@ -23,6 +23,10 @@ class Progress(Protocol):
         """An attempt at a trial was started on a slot (`cpu0`, `gpu1`)."""
         ...
 
+    def bounded(self, trial: PlannedTrial, cap_s: float | None) -> None:
+        """A running trial has this cap now, in seconds on the ranking clock (None: none)."""
+        ...
+
     def evaluated(self, trial: PlannedTrial, step: int, train_s: float, loss: float) -> None:
         """A running trial measured its metric at `step`, after `train_s` train seconds."""
         ...
@@ -37,8 +41,11 @@ class Progress(Protocol):
         """The stage is over (or was stopped); `summary` has the keys of `stage1 --json`."""
         ...
 
-    def note(self, text: str) -> None:
-        """One sentence for a person: an open level was decided, a target fell back, a warning."""
+    def note(self, text: str, kind: str = "") -> None:
+        """One sentence for a person: an open level was decided, a target fell back, a warning.
+
+        `kind` is `unreachable` or `breaker` where somebody who is away wants to know at once.
+        """
         ...
 
     def close(self) -> None:

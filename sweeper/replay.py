@@ -50,6 +50,9 @@ class Notes:
     def trial_started(self, trial: PlannedTrial, slot: str) -> None:
         """Nothing to show."""
 
+    def bounded(self, trial: PlannedTrial, cap_s: float | None) -> None:
+        """Nothing to show."""
+
     def evaluated(self, trial: PlannedTrial, step: int, train_s: float, loss: float) -> None:
         """Nothing to show."""
 
@@ -61,7 +64,7 @@ class Notes:
     def stage_ended(self, summary: Mapping[str, Any]) -> None:
         """Nothing to show."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, kind: str = "") -> None:  # noqa: ARG002 - all kinds count alike
         """Kept."""
         self.said.append(text)
 

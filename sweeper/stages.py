@@ -132,8 +132,7 @@ class FractionStage(FixedStage):
         if tried >= self.study.stage2.extra or any(t.id not in ended for t in plan.trials):
             return plan
         seen = StageFacts(plan=plan, facts=tuple(facts), effective_target=plan.target)
-        clock = self.study.objective.clock
-        found = predicted_best(self.study.space, seen, target=plan.target, clock=clock)
+        found = predicted_best(self.study, seen, target=plan.target)
         if found is None:
             return plan
         rest = {n: v for n, v in plan.trials[0].point.items() if n not in plan.varying}
@@ -143,7 +142,7 @@ class FractionStage(FixedStage):
         if point in had or is_forbidden(self.study, point):
             return plan
         grown = add_point(self.study, plan, point)
-        words = f"{grown.trials[-1].id} is predicted to be the fastest: {found.seconds:.1f} s"
+        words = f"{grown.trials[-1].id} is predicted to be the best: {found.words}"
         return replace(grown, notes=(*grown.notes, words))
 
 

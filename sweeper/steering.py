@@ -157,6 +157,7 @@ class Steering:
                 continue
             before = one.cap_s
             if one.bound(bound.seconds if bound else None, bound.why if bound else ""):
+                self.progress.bounded(one.trial, one.cap_s)
                 now = "none" if bound is None else f"{bound.seconds:.1f} s"
                 was = "none" if before is None else f"{before:.1f} s"
                 self.progress.note(f"{one.trial.id}: cap {now} (was {was})")
@@ -170,5 +171,5 @@ class Steering:
         words = self.race.reachability(self._standing)
         if words and not self._announced:
             self._announced = words
-            self.progress.note(words)
+            self.progress.note(words, "unreachable")
         return self.race.fallback(self._standing)

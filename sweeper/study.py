@@ -80,9 +80,14 @@ class Limits(Frozen):
 
 
 class Resources(Frozen):
-    """Whole devices per trial; 0 means CPU only."""
+    """Whole devices per trial; 0 means CPU only.
+
+    `price_per_hour` is what one device (or CPU slot) costs in `currency`, for the report alone.
+    """
 
     gpus: int = Field(default=1, ge=0)
+    price_per_hour: Positive | None = None
+    currency: str = "USD"
 
 
 class BestOf(Frozen):
@@ -216,7 +221,10 @@ class Checkpoints(Frozen):
 
 
 class Notify(Frozen):
-    """An argument vector that is started when a stage ends."""
+    """An argument vector that is started when a stage ends, stops early, or looks out of reach.
+
+    `{event}`, `{study}`, `{stage}` and `{text}` are filled in; a JSON document is on its stdin.
+    """
 
     command: tuple[str, ...] = Field(min_length=1)
     timeout_s: Positive = 30.0
@@ -275,7 +283,7 @@ class Study(Frozen):
             "objective": self.objective.model_dump(mode="json", exclude={"fallback", "stretch"}),
             "trainer": self.trainer.model_dump(mode="json", exclude={"module", "resume"}),
             "limits": self.limits.model_dump(mode="json", include={"steps", "trial_s"}),
-            "resources": self.resources.model_dump(mode="json"),
+            "resources": self.resources.model_dump(mode="json", include={"gpus"}),
             "space": {
                 name: {"type": type(parameter).__name__.lower()}
                 | {k: v for k, v in vars(parameter).items() if k not in unused}

@@ -9,7 +9,7 @@ import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -350,6 +350,8 @@ class StageRun:
             trial, attempt, paths, slot, attempts.Follow(paths), bound.seconds if bound else None
         )
         self._behind.later(lambda: self.progress.trial_started(trial, slot.name))
+        if bound is not None:
+            self._behind.later(lambda: self.progress.bounded(trial, bound.seconds))
         self._behind.later(lambda: self._ask(trial, attempt))
 
     def _begin(
@@ -496,7 +498,9 @@ class StageRun:
     def _tell(self, trial: PlannedTrial, facts: AttemptFacts) -> None:
         self._ask(trial, facts.attempt)
         key = telling.key(trial, facts.attempt)
-        self._search.tell(key, telling.told(self.study, facts, self.target))
+        paths = self.home.attempt(self.study.name, trial.id, facts.attempt)
+        told = telling.told(self.study, facts, self.target)
+        self._search.tell(key, replace(told, artifacts=lambda: telling.attached(paths)))
 
     def _check_breaker(self) -> None:
         tried = [f for f in self._facts.values() if f.attempts]

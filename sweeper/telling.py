@@ -5,13 +5,18 @@ It must not know which library that is; method section 2, column "In Optuna".
 
 from __future__ import annotations
 
+import contextlib
+import math
 from typing import Any
 
-from sweeper.objective import time_to_target
+from sweeper.objective import TimeToTarget, time_to_target
+from sweeper.paths import AttemptPaths
 from sweeper.search.base import Told
 from sweeper.study import Study
 from sweeper.trial import AttemptFacts, PlannedTrial, Reason, StageName
 
+MOST_POINTS = 10  # of a curve: each is a commit
+TAIL_BYTES = 16_384
 NO_LOSS_VIOLATION = 1e9
 SMALLEST_VIOLATION = 1e-9
 
@@ -56,12 +61,58 @@ def told(study: Study, facts: AttemptFacts, target: float) -> Told:
         "steps": facts.steps,
     }
     time = time_to_target(facts, target, study.objective.clock)
+    curve = _thinned(facts)
     if time is None:
-        return Told(None, attributes=described | {"message": facts.message[:500]})
+        return Told(None, attributes=described | {"message": facts.message[:500]}, curve=curve)
+    described |= _for_people(facts, time)
     if time.reached:
-        return Told(time.seconds, attributes=described)
+        return Told(time.seconds, attributes=described, curve=curve)
     used_up = facts.reason in (Reason.STEPS, Reason.DIVERGED) or facts.cap_s is None
     bound = study.limits.trial_s if used_up or facts.cap_s is None else facts.cap_s
     missed = NO_LOSS_VIOLATION if facts.best_loss is None else facts.best_loss - target
     described["stopped_at_s"] = time.seconds
-    return Told(bound, max(missed, SMALLEST_VIOLATION), described)
+    return Told(bound, max(missed, SMALLEST_VIOLATION), described, curve)
+
+
+def _for_people(facts: AttemptFacts, time: TimeToTarget) -> dict[str, Any]:
+    """What a person who sees the trial there wants to know about it."""
+    device = facts.device.get("name") or facts.device.get("kind")
+    return {
+        "tokens_to_target": time.tokens,
+        "steps_to_target": time.steps,
+        "tokens_per_s": facts.tokens_per_s,
+        "cap_s": facts.cap_s,
+        "validity": facts.validity,
+        "device": str(device) if device else None,
+    }
+
+
+def _thinned(facts: AttemptFacts) -> tuple[tuple[int, float], ...]:
+    """(milliseconds of training, loss): the first and the last evaluation and some between."""
+    points = {
+        round(1000 * e.clock.train): e.value
+        for e in facts.curve
+        if e.slice == "probe" and math.isfinite(e.value)
+    }
+    found = sorted(points.items())
+    if len(found) <= MOST_POINTS:
+        return tuple(found)
+    last = len(found) - 1
+    return tuple(found[round(i * last / (MOST_POINTS - 1))] for i in range(MOST_POINTS))
+
+
+def attached(paths: AttemptPaths) -> dict[str, str]:
+    """The attempt's files that say most: its configuration, and how its output ended."""
+    found = {}
+    for name, path in (
+        ("config.toml", paths.config),
+        ("stdout-tail.txt", paths.stdout),
+        ("stderr-tail.txt", paths.stderr),
+    ):
+        with contextlib.suppress(OSError):
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+                text = file.read().decode("utf-8", "replace")
+            if text.strip():
+                found[name] = text
+    return found

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sweeper.analysis.confirm import Confirmation, Contrast, confirmation
 from sweeper.analysis.dataset import STAGES, StudyFacts
-from sweeper.analysis.effects import Effects, stage2_effects
+from sweeper.analysis.effects import StageEffects, stage2_effects
 from sweeper.analysis.findings import are_times_comparable, findings
 from sweeper.analysis.intervals import Interval
 from sweeper.analysis.noise import Noise, replicate_noise
@@ -30,7 +30,6 @@ from sweeper.analysis.ranking import (
 )
 from sweeper.analysis.wording import (
     bracket,
-    change,
     count,
     duration,
     listed,
@@ -99,7 +98,7 @@ class Verdict:
     ranking: tuple[Row, ...]
     failures: tuple[Failure, ...]
     confirmation: Confirmation | None
-    effects: Effects | None
+    effects: StageEffects | None
     noise: Noise
     reachable_target: float | None
 
@@ -132,7 +131,7 @@ def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
         kind, sentence = "nothing_reached", _nothing_reached(facts, goal, ranking[0], reachable)
     else:
         kind, sentence = "nothing_measured", _nothing_measured(lost)
-    decided, undecided = _decisions(rerun, effects, goal)
+    decided, undecided = _decisions(rerun, effects)
     gaps = tuple(_gaps(facts, lost))
     cost = _cost(facts)
     not_again = _not_again(facts, goal, confirmed)
@@ -370,9 +369,9 @@ def _on_noise(noise: Noise) -> str:
             "is not known."
         )
     return (
-        f"Equal runs differ by {100 * noise.sd:.2g} % (standard deviation of log time, "
-        f"{noise.df} degrees of freedom): single runs less than {100 * noise.floor:.2g} % apart "
-        "are not told apart."
+        f"Equal runs differ by {significant(100 * noise.sd, 2)} % (standard deviation of log time, "
+        f"{noise.df} degrees of freedom): single runs less than {significant(100 * noise.floor, 2)} % "
+        "apart are not told apart."
     )
 
 
@@ -388,23 +387,24 @@ def _on_cost(cost: Cost) -> str:
 
 
 def _decisions(
-    confirmed: Confirmation | None, effects: Effects | None, target: float
+    confirmed: Confirmation | None, effects: StageEffects | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     decided: list[str] = []
     undecided: list[str] = []
     for contrast in confirmed.contrasts if confirmed else ():
         (decided if contrast.decided else undecided).append(contrast.words())
-    where = ""
-    if effects and not math.isclose(effects.target, target):
-        where = f" to {significant(effects.target, 5)}"
-    for effect in effects.effects if effects else ():
-        words = (
-            f"{effect.column.words()}: {change(effect.ratio)} time "
-            f"[{change(effect.low)}, {change(effect.high)}]{where}"
-        )
-        (decided if effect.decided else undecided).append(words)
-    if effects and effects.why_none:
-        undecided.append(f"effects of stage 2's parameters: {effects.why_none}")
+    if effects is None:
+        return tuple(decided), tuple(undecided)
+    shown = effects.shown
+    where = "" if shown is effects.at_target else f", to {significant(shown.target, 5)}"
+    for effect in shown.effects:
+        (decided if effect.decided else undecided).append(f"{effect.words()}{where}")
+    if not shown.effects:
+        undecided.append(f"effects of stage 2's parameters: {shown.why_none}")
+    undecided += [
+        f"{words}: the effect's sign is another at {significant(effects.at_analysis.target, 5)}"
+        for words in effects.turned
+    ]
     return tuple(decided), tuple(undecided)
 
 

@@ -14,36 +14,100 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from sweeper import catalog
 from sweeper.analysis.verdict import verdict
 from sweeper.app import App
 from sweeper.attempts import disk_unusable
 from sweeper.commands.facts import study_facts
 from sweeper.configuration import fill_command, resolve_config
-from sweeper.errors import EXIT_DONE, NothingReached, PlanError, StudyError
+from sweeper.errors import EXIT_DONE, EXIT_SOME_FAILED, NothingReached, PlanError, StudyError
 from sweeper.objective import time_to_target
-from sweeper.paths import make_private, write_whole
+from sweeper.paths import make_private, write_json, write_whole
+from sweeper.report.lines import plain
 from sweeper.storage.base import Store
 from sweeper.study import Study
 from sweeper.trial import AttemptFacts, PlannedTrial
 
 
 def report(args: argparse.Namespace) -> int:
-    """Write report.html, report.md and report.json, and say where they are."""
+    """Write report.html, report.md and report.json, and say where they are; or check one."""
     with App(args) as app:
         study = app.study()
-        paths = write(app, study, app.store(), out=args.out, target=args.target)
+        if args.check:
+            return _check(app, study, args.out)
+        other = None if args.against is None else _other(app, args.against)
+        paths = write(
+            app,
+            study,
+            app.store(),
+            out=args.out,
+            target=args.target,
+            against=other,
+            across=args.across,
+        )
         app.out(paths)
     return EXIT_DONE
 
 
+def _check(app: App, study: Study, out: Path | None) -> int:
+    """Compute a written report again from the facts; exit 1 where it says anything else."""
+    from sweeper.report.checker import check  # noqa: PLC0415
+
+    folder = (out or app.home.report(study.name)).absolute()
+    try:
+        wrong = check(folder, study_facts(study, app.store()))
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(f"{folder}: holds no whole report ({error}); run `sweep report`") from None
+    for line in wrong:
+        app.say(line)
+    app.say(
+        f"{folder}: {len(wrong) or 'no'} value{'' if len(wrong) == 1 else 's'} differ from the facts"
+    )
+    app.out({"folder": str(folder), "wrong": wrong})
+    return EXIT_SOME_FAILED if wrong else EXIT_DONE
+
+
+def _other(app: App, name: str) -> dict[str, Any]:
+    """The document of the sweep to compare with: a report.json, or a study in the same database.
+
+    Raises:
+        StudyError: neither is there.
+        PlanError: nothing has been run of it.
+    """
+    from sweeper.report.json_report import document  # noqa: PLC0415
+
+    path = Path(name)
+    if path.suffix == ".json":
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StudyError(f"--against {name}: {error}; name a report.json or a study") from None
+        if not {"verdict", "reproduce", "winner", "cost"} <= set(found):
+            raise StudyError(f"--against {name}: is no report; name a report.json or a study")
+        return found
+    study = catalog.load(catalog.choose(name))
+    facts = study_facts(study, app.store())
+    if not facts.stages:
+        raise PlanError(f"--against {study.name}: nothing of it has been run in this database")
+    return document(facts, generated_at=time.time())
+
+
 def write(
-    app: App, study: Study, store: Store, *, out: Path | None, target: float | None
+    app: App,
+    study: Study,
+    store: Store,
+    *,
+    out: Path | None,
+    target: float | None,
+    against: Mapping[str, Any] | None = None,
+    across: bool = False,
 ) -> dict[str, str]:
     """Write the three forms of the report, say the verdict and where they are.
 
@@ -60,7 +124,9 @@ def write(
             )
         folder = (out or app.home.report(study.name)).absolute()
         try:
-            written = write_report(facts, make_private(folder), target=target)
+            written = write_report(
+                facts, make_private(folder), target=target, against=against, across=across
+            )
         except OSError as error:
             raise disk_unusable(folder, error) from None
     if not app.settings.quiet:
@@ -92,10 +158,14 @@ def export(args: argparse.Namespace) -> int:
         store = app.store()
         usual = "jsonl" if args.trials else "json" if app.settings.json else "toml"
         form = args.format or usual
+        if form == "tensorboard" and args.trials:
+            return _tensorboard(app, study, store, args.out)
         text = _best(study, store, form) if args.best else _trials(study, store, form)
         if args.out is not None:
             try:
                 write_whole(args.out.absolute(), text)
+                if args.best:
+                    write_json(Path(f"{args.out.absolute()}.evidence.json"), evidence(study, store))
             except OSError as error:
                 raise StudyError(f"--out {args.out}: {error.strerror}; choose another") from None
             app.say(f"written: {args.out}")
@@ -118,7 +188,8 @@ def _best(study: Study, store: Store, form: str) -> str:
     facts = study_facts(study, store)
     if not facts.stages:
         raise PlanError(f"{study.name}: nothing has been run here yet; run `sweep stage1` first")
-    winner = verdict(facts).winner
+    judged = verdict(facts)
+    winner = judged.winner
     if winner is None:
         raise NothingReached(
             f"{study.name}: nothing reached {facts.target:g} or a fallback; "
@@ -146,18 +217,48 @@ def _best(study: Study, store: Store, form: str) -> str:
             seed=study.seed,
         )
         return shlex.join(argv) + "\n"
-    return tomli_w.dumps(config or dict(point))
+    said = [f"# {plain(line)}" for line in (judged.sentence, *judged.missing)]
+    said += [f"# plan of {name}: {stage.definition_hash}" for name, stage in facts.stages.items()]
+    return "\n".join(said) + "\n\n" + tomli_w.dumps(config or dict(point))
 
 
-def _trials(study: Study, store: Store, form: str) -> str:
-    if form not in ("jsonl", "csv"):
-        raise StudyError(f"--trials --format {form}: expected jsonl or csv")
-    documents = [
+def evidence(study: Study, store: Store) -> dict[str, Any]:
+    """What stands behind the winner: the verdict, its numbers, and what it was measured with."""
+    from sweeper.report.json_report import document  # noqa: PLC0415
+
+    found = document(study_facts(study, store), generated_at=time.time())
+    keys = (
+        "study", "generated_at", "metric", "clock", "target", "verdict", "winner", "baseline", "speedup",
+        "confirm", "noise", "sensitivity", "chances", "spent", "reproduce",
+    )  # fmt: skip
+    return {key: found[key] for key in keys}
+
+
+def _tensorboard(app: App, study: Study, store: Store, out: Path | None) -> int:
+    """Curves and points as TensorBoard runs in a folder."""
+    from sweeper.report.tensorboard import write_runs  # noqa: PLC0415
+
+    if out is None:
+        raise StudyError("--format tensorboard: writes a folder of runs; name it with --out DIR")
+    runs = write_runs(_documents(study, store), study.objective.metric, out)
+    app.say(f"written: {runs} runs under {out}; look at them with `tensorboard --logdir {out}`")
+    app.out({"format": "tensorboard", "written": str(out), "runs": runs})
+    return EXIT_DONE
+
+
+def _documents(study: Study, store: Store) -> list[dict[str, Any]]:
+    return [
         attempt_document(study, facts.trial, attempt, stage.effective_target)
         for stage in study_facts(study, store).present()
         for facts in stage.facts
         for attempt in facts.attempts
     ]
+
+
+def _trials(study: Study, store: Store, form: str) -> str:
+    if form not in ("jsonl", "csv"):
+        raise StudyError(f"--trials --format {form}: expected jsonl, csv or tensorboard")
+    documents = _documents(study, store)
     if form == "jsonl":
         return "".join(json.dumps(d, allow_nan=False, ensure_ascii=False) + "\n" for d in documents)
     flat = [dict(_flatten(d)) for d in documents]
@@ -256,6 +357,7 @@ def dashboard(args: argparse.Namespace) -> int:
             url,
             host=args.host,
             port=args.port,
+            artifacts=app.home.artifacts,
             writable=args.writable,
             ready=lambda where: app.say(f"dashboard: {where} ({how}; Ctrl-C ends it)"),
         )

@@ -6,8 +6,10 @@ It must not know how the command line is parsed, or which executor and database 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +31,18 @@ from sweeper.errors import (
     EXIT_NOTHING_REACHED,
     EXIT_SOME_FAILED,
     EXIT_STOPPED_EARLY,
+    DatabaseUnusable,
     PlanError,
     TrainerUnusable,
 )
+from sweeper.executors.local import NOT_FOR_TRAINERS
+from sweeper.notify import NotifyingProgress
 from sweeper.progress import Progress
 from sweeper.stages import AdaptiveStage, ConfirmStage, FractionStage, Stage, Stage1
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.sweep import Budget, StageEnd, StageRun, Stop
+from sweeper.telling import search_name
 from sweeper.trial import StageName, StagePlan, TrialFacts
 
 # From worse to better: `run` ends with the worst code that any of its stages had.
@@ -101,7 +107,7 @@ def _command(
         stop = Stop()
         with app.lease(study) as lease, app.interruptible(stop):
             store = app.store()
-            progress = app.progress()
+            progress = watcher(app, study)
             executor = app.executor(study, progress.note)
             work = Work(app, args, study, store, lease, executor, progress, stop)
             codes: list[int] = []
@@ -114,12 +120,39 @@ def _command(
             finally:
                 progress.close()
             code = min(codes, key=SEVERITY.index)
+            describe(work)
             if report:
                 from sweeper.commands.output import write  # noqa: PLC0415
 
                 write(app, study, store, out=None, target=None)
             app.out(summary | {"exit": code})
             return code
+
+
+def describe(work: Work) -> None:
+    """The verdict and our figures on the dashboard's page of every stage; never fails a sweep."""
+    from sweeper.report import json_report, markdown, plots  # noqa: PLC0415
+
+    facts = study_facts(work.study, work.store)
+    document = json_report.document(facts, generated_at=time.time())
+    note, drawn = markdown.note(document), plots.plots(document)
+    opened = work.app.search(work.study, create=False)
+    try:
+        for stage in facts.present():
+            declared = work.study.objective.target
+            name = search_name(work.study.name, stage.plan.stage, stage.effective_target, declared)
+            opened(name).describe(note, drawn)
+    except DatabaseUnusable as error:
+        work.app.say(f"the dashboard's notes were not written: {error}")
+
+
+def watcher(app: App, study: Study) -> Progress:
+    """What people see; with [notify], their command too."""
+    progress = app.progress(study)
+    if study.notify is None:
+        return progress
+    kept = {k: v for k, v in os.environ.items() if k not in NOT_FOR_TRAINERS}
+    return NotifyingProgress(progress, study.name, study.notify, kept)
 
 
 def _run_stage1(work: Work) -> dict[str, Any]:
@@ -220,7 +253,7 @@ def _run(
         revive=work.app.revive,
     ).run()
     if end.why:
-        work.progress.note(end.why)
+        work.progress.note(end.why, "breaker" if end.ending == "breaker" else "")
     summary = _summary(work.study, end)
     work.progress.stage_ended(summary)
     return summary

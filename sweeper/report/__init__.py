@@ -6,6 +6,7 @@ It must not know how any number was computed.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,33 @@ class Report:
     document: dict[str, Any]
 
 
-def write_report(facts: StudyFacts, out: Path, *, target: float | None = None) -> Report:
+def write_report(
+    facts: StudyFacts,
+    out: Path,
+    *,
+    target: float | None = None,
+    against: Mapping[str, Any] | None = None,
+    across: bool = False,
+) -> Report:
     """Write `report.json`, `report.md`, `report.html` and `figures/*.svg`, each whole or not at all.
 
     Args:
         facts: The study as measured so far.
         out: An existing folder.
         target: Judge at this target instead of the effective one.
+        against: Another report's document, to set this sweep against.
+        across: Compare its times also where the fingerprints differ.
 
     Raises:
         OSError: The folder cannot be written.
     """
     # Only a report needs these; a progress view, which imports this package too, starts without.
     from sweeper.paths import write_json, write_whole  # noqa: PLC0415
-    from sweeper.report import figures, html, json_report, markdown  # noqa: PLC0415
+    from sweeper.report import answers, figures, html, json_report, markdown  # noqa: PLC0415
 
     document = json_report.document(facts, target=target, generated_at=time.time())
+    if against is not None:
+        document["against"] = answers.against(document, against, across=across)
     drawn = figures.figures(document)
     written = Report(
         html=out / "report.html",

@@ -6,18 +6,30 @@ It must not know how any number was computed: everything drawn is in the report'
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeper.analysis.wording import bracket, duration, ratio, significant
+from sweeper.analysis.wording import duration, significant
+from sweeper.report.drawing import (
+    CLOCK_TITLE,
+    LOG_FROM,
+    NARROW,
+    WIDE,
+    Drawing,
+    Figure,
+    Ratio,
+    both,
+    ratios,
+)
+from sweeper.report.figures_answers import effects, path, questions
+from sweeper.report.figures_devices import drift, timeline
+from sweeper.report.figures_plane import plane, profile
 from sweeper.report.svg import (
     CHARACTER_PX,
     Axis,
     arrow,
     box,
     dot,
-    figure,
     fit,
     line,
     polyline,
@@ -26,41 +38,28 @@ from sweeper.report.svg import (
 )
 from sweeper.space import show_value
 
-WIDE, NARROW = 860, 350
-LOG_FROM = 15  # longest over shortest time from which a linear axis would hide the short ones
 MOST_ROWS = 36
 MOST_CURVES = 300  # more are one grey area, and a page that no browser likes
-CLOCK_TITLE = {"train": "train seconds", "train+eval": "train + eval seconds", "wall": "seconds"}
 
 Document = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One figure in both widths, with the sentence that says what it shows."""
-
-    name: str
-    title: str
-    caption: str
-    wide: str
-    narrow: str
-
-
 def figures(document: Document) -> list[Figure]:
     """All figures that the document has data for, in the order in which they are read."""
-    drawn = (curves(document), ranking(document), confirm(document), effects(document))
-    return [f for f in (*drawn, design(document)) if f]
-
-
-Drawing = tuple[float, list[str]]  # height in pixels, marks
-
-
-def _both(name: str, title: str, caption: str, draw: Callable[[int], Drawing]) -> Figure:
-    drawn = []
-    for width in (WIDE, NARROW):
-        height, marks = draw(width)
-        drawn.append(figure(f"{name}-{width}", (width, height), title, caption, marks))
-    return Figure(name, title, caption, *drawn)
+    drawn = (
+        curves(document),
+        questions(document),
+        path(document),
+        ranking(document),
+        plane(document),
+        confirm(document),
+        effects(document),
+        design(document),
+        profile(document),
+        timeline(document),
+        drift(document),
+    )
+    return [figure for figure in drawn if figure]
 
 
 # -- loss against seconds --------------------------------------------------------------------------
@@ -81,7 +80,7 @@ def curves(document: Document) -> Figure | None:
     if len(shown) < len(runs):
         words += f" {len(shown)} are drawn: winner, baseline, and an even sample by time."
     title = f"{document['metric']} against seconds"
-    return _both("curves", title, words, lambda width: _curves(document, shown, width))
+    return both("curves", title, words, lambda width: _curves(document, shown, width))
 
 
 def _shown(runs: Sequence[Any]) -> Sequence[Any]:
@@ -182,7 +181,7 @@ def ranking(document: Document) -> Figure | None:
     if len(rows) > len(shown):
         words += f" The first {len(shown)} are drawn; the table has all."
     title = "Time to the target"
-    return _both("ranking", title, words, lambda width: _ranking(document, shown, width))
+    return both("ranking", title, words, lambda width: _ranking(document, shown, width))
 
 
 def _ranking(document: Document, rows: Sequence[Any], width: int) -> Drawing:
@@ -210,7 +209,8 @@ def _ranking(document: Document, rows: Sequence[Any], width: int) -> Drawing:
         if narrow:
             marks.append(text(left, y - 9, fit(label, right - left + 70), style))
         else:
-            marks.append(text(left - 10, y + 4, fit(label, left - 14), style, anchor="end"))
+            room = left - (34 if role else 14)  # bold is wider
+            marks.append(text(left - 10, y + 4, fit(label, room), style, anchor="end"))
         marks += _ranked(row, x, y, kind, right)
     return bottom + 40, marks
 
@@ -237,24 +237,13 @@ def _ranked(row: Any, x: Axis, y: float, kind: str, right: float) -> list[str]:
 # -- ratios with intervals -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Ratio:
-    label: str
-    ratio: float
-    low: float | None
-    high: float | None
-    decided: bool
-    dots: tuple[float, ...] = ()
-    at_least: bool = False
-
-
 def confirm(document: Document) -> Figure | None:
     """Each other's time over the leader's, block by block, with the interval of the mean."""
     found = document["confirm"]
     if not found or not found["contrasts"]:
         return None
     rows = [
-        _Ratio(
+        Ratio(
             "baseline" if c["is_baseline"] else c["other_label"],
             c["time"]["ratio"],
             c["time"]["low"],
@@ -273,66 +262,7 @@ def confirm(document: Document) -> Figure | None:
         f"the bar is the geometric mean's {100 * found['confidence']:.4g} % interval; a bar that "
         "crosses 1 is not decided."
     )
-    return _ratios("confirm", "Confirm: pairs within blocks", words, rows)
-
-
-def effects(document: Document) -> Figure | None:
-    """Ratio of times between the levels of each stage-2 parameter."""
-    found = document["effects"]
-    if not found or not found["effects"]:
-        return None
-    rows = [
-        _Ratio(_effect_label(e), e["ratio"], e["low"], e["high"], e["decided"])
-        for e in found["effects"]
-    ]
-    words = (
-        f"Stage 2: time to {significant(found['target'], 5)} at the second level over the first, "
-        f"all else equal, from {found['runs']} runs; bars are 95 % intervals, and one that crosses "
-        "1 is not decided."
-    )
-    return _ratios("effects", "Effects on time", words, rows)
-
-
-def _effect_label(effect: Mapping[str, Any]) -> str:
-    levels = f"{show_value(effect['from'])} → {show_value(effect['to'])}"
-    name = effect["parameter"].rsplit(".", 1)[-1]
-    return f"{name} {levels}{', middle / ends' if effect['term'] == 'quadratic' else ''}"
-
-
-def _ratios(name: str, title: str, words: str, rows: Sequence[_Ratio]) -> Figure:
-    return _both(name, title, words, lambda width: _ratio_plot(rows, width))
-
-
-def _ratio_plot(rows: Sequence[_Ratio], width: int) -> Drawing:
-    narrow = width == NARROW
-    pitch, top = (40, 8) if narrow else (30, 10)
-    widest = max(len(row.label) for row in rows) * CHARACTER_PX
-    left = 12 if narrow else min(330, widest) + 20
-    right = width - (14 if narrow else 170)
-    bottom = top + pitch * len(rows) + 4
-    values = [1.0, *(v for r in rows for v in (r.ratio, r.low, r.high, *r.dots) if v)]
-    low, high = min(values), max(values)
-    pad = (high / low) ** 0.06
-    x = Axis(low / pad, high * pad, left, right, log=True)
-    marks = [x_axis(x, bottom, "time ratio (log)", top=top, most=6 if narrow else 9)]
-    marks.append(line(x(1.0), bottom, x(1.0), top, "fig-one"))
-    for place, row in enumerate(rows):
-        y = top + pitch * place + (27 if narrow else 16)
-        kind = "winner" if row.decided else "undecided"
-        bound = "≥ " if row.at_least else ""
-        value = f"{bound}{ratio(row.ratio)} {bracket(row.low, row.high)}".rstrip()
-        if narrow:
-            room = right - left - len(value) * CHARACTER_PX
-            marks.append(text(left, y - 12, fit(row.label, room)))
-            marks.append(text(right, y - 12, value, "fig-value", anchor="end"))
-        else:
-            marks.append(text(left - 12, y + 4, fit(row.label, left - 16), anchor="end"))
-            marks.append(text(right + 14, y + 4, value, "fig-value"))
-        if row.low and row.high:
-            marks.append(line(x(row.low), y, x(row.high), y, f"fig-bar fig-{kind}"))
-        marks += [dot(x(value), y, 2.2, "fig-dot fig-block") for value in row.dots]
-        marks.append(dot(x(row.ratio), y, 4.5, f"fig-dot fig-{kind}"))
-    return bottom + 40, marks
+    return ratios("confirm", "Confirm: pairs within blocks", words, rows)
 
 
 # -- the stage-2 design ----------------------------------------------------------------------------
@@ -354,7 +284,7 @@ def design(document: Document) -> Figure | None:
         "Counts show the balance."
     )
     title = "The stage-2 design, ordered by its result"
-    return _both("design", title, words, lambda width: _design(found, runs, width))
+    return both("design", title, words, lambda width: _design(found, runs, width))
 
 
 def _design(found: Mapping[str, Any], runs: Sequence[Any], width: int) -> Drawing:

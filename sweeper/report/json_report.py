@@ -16,6 +16,7 @@ from sweeper.analysis.ranking import Row, search_ranking, stage_summary
 from sweeper.analysis.savings import rules
 from sweeper.analysis.verdict import Verdict, verdict
 from sweeper.objective import time_to_target
+from sweeper.report import answers
 from sweeper.space import Value
 from sweeper.trial import TrialFacts
 
@@ -40,6 +41,7 @@ def document(
         "generated_at": _instant(generated_at),
         "study": study.name,
         "title": study.title,
+        "goal": objective.goal,
         "metric": objective.metric,
         "clock": facts.clock,
         "declared_target": objective.target,
@@ -78,10 +80,24 @@ def document(
         ],
         "design": _design(facts, judged.target),
         "confirm": judged.confirmation.as_dict() if judged.confirmation else None,
-        "effects": judged.effects.as_dict() if judged.effects else None,
+        **_effects(judged),
         "noise": judged.noise.as_dict(),
         "curves": _curves(facts, judged),
         "reproduce": _reproduce(facts),
+        **answers.parts(facts, judged),
+        "against": None,
+    }
+
+
+def _effects(judged: Verdict) -> dict[str, Any]:
+    """Effects at the target, and where these are others also at the analysis target."""
+    found = judged.effects
+    if found is None:
+        return {"effects": None, "effects_elsewhere": None}
+    elsewhere = found.at_analysis if found.shown is not found.at_analysis else None
+    return {
+        "effects": found.shown.as_dict(),
+        "effects_elsewhere": elsewhere.as_dict() if elsewhere and elsewhere.effects else None,
     }
 
 

@@ -72,6 +72,9 @@ class QuietProgress:
     def trial_started(self, trial: PlannedTrial, slot: str) -> None:
         """Nothing."""
 
+    def bounded(self, trial: PlannedTrial, cap_s: float | None) -> None:
+        """Nothing."""
+
     def evaluated(self, trial: PlannedTrial, step: int, train_s: float, loss: float) -> None:
         """Nothing."""
 
@@ -83,7 +86,7 @@ class QuietProgress:
     def stage_ended(self, summary: Mapping[str, Any]) -> None:
         """Nothing."""
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, kind: str = "") -> None:
         """Nothing."""
 
     def close(self) -> None:
@@ -111,6 +114,9 @@ class LinesProgress:
         """Which trial, where."""
         self._say(f"{trial.id} started on {slot}: {trial.label}")
 
+    def bounded(self, trial: PlannedTrial, cap_s: float | None) -> None:
+        """Nothing: a change of it is a note."""
+
     def evaluated(self, trial: PlannedTrial, step: int, train_s: float, loss: float) -> None:
         """Where the curve stands."""
         self._say(f"{trial.id} step {step}: {significant(loss, 4)} after {duration(train_s)}")
@@ -128,7 +134,7 @@ class LinesProgress:
         for line in summary_lines(summary):
             self._write(line)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, kind: str = "") -> None:  # noqa: ARG002 - all kinds look alike here
         """The sentence as it is."""
         self._say(text)
 

@@ -42,15 +42,49 @@ def render(document: Document) -> str:
     ):
         if verdict[key]:
             lines += [f"## {title}", "", *(f"- {safe(line)}" for line in verdict[key]), ""]
+    lines += _against(document)
+    lines += _questions(document)
+    lines += _path(document)
     lines += _ranking(document)
     lines += _confirm(document)
     lines += _design(document)
     lines += _effects(document)
     lines += _racing(document)
+    lines += _stands(document)
+    lines += _spent(document)
     lines += _stages(document)
     lines += _failures(document)
     lines += _reproduce(document)
     return "\n".join(lines).rstrip() + "\n"
+
+
+READING = """\
+## How to read this page
+
+- A trial's value is its seconds to the target. One that did not reach it shows the time that it was
+  judged against, and a violated constraint: how far its loss was above the target.
+- Intermediate values are the loss by milliseconds of training, thinned.
+- A failed trial says nothing about its configuration; its reason is among its attributes.
+- Configuration and the end of the output are artifacts of each trial. The whole report:
+"""
+
+
+def note(document: Document) -> str:
+    """The verdict for a page that shows one stage's trials, with how to read what it shows."""
+    verdict = document["verdict"]
+    lines = [
+        f"# {safe(document['title'] or document['study'])}",
+        "",
+        f"**{safe(verdict['sentence'])}**",
+        "",
+    ]
+    for paragraph in verdict["paragraphs"]:
+        lines += [safe(paragraph), ""]
+    lines += _winner(document)
+    for question in document["questions"]:
+        lines += [f"- **{safe(question['text'])}** {safe(question['words'])}."]
+    report = f"`sweep report {plain(document['study'])}`"
+    return "\n".join([*lines, "", READING, report, ""])
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -140,25 +174,83 @@ def _design(document: Document) -> list[str]:
 
 
 def _effects(document: Document) -> list[str]:
-    effects = document["effects"]
-    if not effects or not effects["effects"]:
-        return []
-    rows = [
-        (
-            f"`{e['parameter']}`",
-            e["term"],
-            f"{safe(show_value(e['from']))} to {safe(show_value(e['to']))}",
-            f"{ratio(e['ratio'])} {safe(bracket(e['low'], e['high']))}",
-            "decided" if e["decided"] else "not decided",
+    lines: list[str] = []
+    for effects in (document["effects"], document["effects_elsewhere"]):
+        if not effects or not effects["effects"]:
+            continue
+        heading = (
+            f"To {significant(effects['target'], 5)}, {effects['runs']} runs that crossed and "
+            f"{effects['not_crossed']} bounds."
         )
-        for e in effects["effects"]
+        lines += ["## Effects in stage 2", "", heading, ""]
+        lines += [
+            f"- {safe(e['words'])}: {'decided' if e['decided'] else 'not decided'}"
+            for e in effects["effects"]
+        ]
+        lines.append("")
+    if document["untested"]:
+        lines += [safe(document["untested"]["words"]), ""]
+    return lines
+
+
+def _against(document: Document) -> list[str]:
+    found = document["against"]
+    if not found:
+        return []
+    different = [line for key in ("question", "fingerprint") for line in found["differences"][key]]
+    return [
+        f"## Against {safe(found['study'])}",
+        "",
+        safe(found["words"]),
+        "",
+        safe(found["sentence"]),
+        "",
+        *(f"- {safe(line)}" for line in different),
+        *([""] if different else []),
     ]
-    heading = (
-        f"Time to {significant(effects['target'], 5)} at the second level over the first, "
-        f"{effects['runs']} runs."
+
+
+def _questions(document: Document) -> list[str]:
+    lines = []
+    for question in document["questions"]:
+        lines += [f"### {safe(question['text'])}", "", f"{safe(question['words'])}.", ""]
+        for found in question["comparisons"]:
+            for pair in found["pairs"]:
+                trials = " / ".join((*pair["reference"], *pair["other"]))
+                bound = f"{pair['bound']} " if pair["bound"] else ""
+                size = (
+                    f"{pair['ratio']:+.4g}"
+                    if document["goal"] == "final"
+                    else f"{ratio(pair['ratio'])} times"
+                )
+                levels = f"{show_value(found['level'])} / {show_value(found['reference'])}"
+                at = pair["at"] or "the only base"
+                lines.append(f"- {safe(levels)} at {safe(at)}: {bound}{size} ({safe(trials)})")
+        lines.append("")
+    return ["## The questions", "", *lines] if lines else []
+
+
+def _path(document: Document) -> list[str]:
+    found = document["path"]
+    return (
+        ["## From the baseline to the winner", "", f"{safe(found['words'])}.", ""] if found else []
     )
-    columns = ("parameter", "term", "levels", "time ratio", "verdict")
-    return ["## Effects in stage 2", "", heading, "", *_table(columns, rows)]
+
+
+def _stands(document: Document) -> list[str]:
+    rows = [*document["sensitivity"], *document["chances"]]
+    lines = [f"- {safe(row['words'])}" for row in rows]
+    if document["drift"]["words"]:
+        lines += ["", safe(document["drift"]["words"])]
+    return ["## Would the verdict change?", "", *lines, ""] if lines else []
+
+
+def _spent(document: Document) -> list[str]:
+    spent = document["spent"]
+    money = (
+        f", {spent['money']:.2f} {safe(spent['currency'])}" if spent["money"] is not None else ""
+    )
+    return [f"{significant(spent['hours'], 3)} {spent['kind']} hours of attempts{money}.", ""]
 
 
 def _racing(document: Document) -> list[str]:

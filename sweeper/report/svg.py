@@ -100,6 +100,25 @@ def dot(x: float, y: float, radius: float, kind: str, title: str = "") -> str:
     return f'<circle class="{kind}" {where}>{body}</circle>'
 
 
+def ring(x: float, y: float, radius: float, kind: str, title: str = "") -> str:
+    """A circle that is not filled: its class gives the stroke."""
+    return dot(x, y, radius, kind, title)
+
+
+def square(x: float, y: float, radius: float, kind: str) -> str:
+    """A square around a point."""
+    side = 1.8 * radius
+    return box(x - side / 2, y - side / 2, side, side, kind=kind)
+
+
+def diamond(x: float, y: float, radius: float, kind: str) -> str:
+    """A square on its corner around a point."""
+    far = 1.25 * radius
+    corners = ((x, y - far), (x + far, y), (x, y + far), (x - far, y))
+    shown = " ".join(f"{number(a)},{number(b)}" for a, b in corners)
+    return f'<polygon class="{kind}" points="{shown}"/>'
+
+
 def box(x: float, y: float, width: float, height: float, *, kind: str, title: str = "") -> str:
     """A rectangle."""
     body = f"<title>{escape(title)}</title>" if title else ""

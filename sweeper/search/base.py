@@ -5,7 +5,7 @@ It must not know processes, limits or targets: it sees points in and values out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -17,12 +17,15 @@ class Told:
     """What search is told about a finished trial.
 
     `value` is seconds (or the metric); None means failed. `violation` above 0 marks a censored
-    trial: by how much its best loss missed the target. `curve` holds (seconds, loss) pairs.
+    trial: by how much its best loss missed the target. `curve` holds (milliseconds of training, loss)
+    pairs, rising. `artifacts` gives texts by file name, and is asked only where they are stored.
     """
 
     value: float | None
     violation: float = 0.0
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    curve: Sequence[tuple[int, float]] = ()
+    artifacts: Callable[[], Mapping[str, str]] = dict
 
 
 @dataclass(frozen=True)
@@ -64,4 +67,8 @@ class Search(Protocol):
 
     def known(self) -> Mapping[str, Known]:
         """Every trial by the id it was asked with."""
+        ...
+
+    def describe(self, note: str, plots: Mapping[str, Mapping[str, Any]]) -> None:
+        """Say on the library's own pages what the study showed: markdown, and plotly figures by id."""
         ...

@@ -14,6 +14,7 @@ import socketserver
 import threading
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -77,9 +78,17 @@ def create_tables(url: str) -> None:
 
 
 def serve(
-    url: str, *, host: str, port: int, ready: Callable[[str], None], writable: bool = False
+    url: str,
+    *,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
+    artifacts: Path | None = None,
+    writable: bool = False,
 ) -> None:
     """Serve until SIGINT or SIGTERM; `ready` is called with the address once it listens.
+
+    `artifacts` is the folder of what is attached to trials; None shows none.
 
     Raises:
         EnvironmentUnusable: the address cannot be listened on.
@@ -92,7 +101,7 @@ def serve(
 
     logging.getLogger("optuna_dashboard").setLevel(logging.WARNING)
     storage = OptunaStorage(url)
-    dashboard = optuna_dashboard.wsgi(storage.raw)
+    dashboard = optuna_dashboard.wsgi(storage.raw, storage.artifact_store(artifacts))
     application = guard(dashboard, {*LOOPBACK, host}, writable=writable)
     try:
         server = make_server(host, port, application, server_class=_Server, handler_class=_Quiet)

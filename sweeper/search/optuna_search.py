@@ -6,10 +6,14 @@ The only module that imports Optuna. It must not know processes, limits or targe
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -54,12 +58,16 @@ def distribution(parameter: Parameter) -> BaseDistribution:
 class OptunaStorage:
     """Optuna's tables in the database at `url` (public schema); open once per process.
 
+    `artifacts` is the folder for files that the dashboard shows beside a trial; without it none are
+    kept.
+
     Raises:
         DatabaseUnusable: the tables cannot be created or read; the message holds no password.
         DatabaseGone: they cannot now.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, artifacts: Path | None = None) -> None:
+        self._artifacts = artifacts
         logging.getLogger("optuna").setLevel(logging.WARNING)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
@@ -82,6 +90,15 @@ class OptunaStorage:
         """Optuna's own storage object, for the dashboard."""
         return self._storage
 
+    @staticmethod
+    def artifact_store(folder: Path | None) -> Any:
+        """Optuna's store of a folder, for the dashboard; None where there is none."""
+        if folder is None or not folder.is_dir():
+            return None
+        from optuna.artifacts import FileSystemArtifactStore  # noqa: PLC0415
+
+        return FileSystemArtifactStore(folder)
+
     def open(self, name: str, space: Space, notes: Mapping[str, Any]) -> OptunaSearch:
         """The Optuna study of that name, created when missing; minimises seconds (or the metric)."""
         with _translated(), warnings.catch_warnings():
@@ -92,7 +109,9 @@ class OptunaStorage:
             for key, value in notes.items():
                 if study.user_attrs.get(key) != value:
                     study.set_user_attr(key, value)
-            return OptunaSearch(study, space, self._trouble)
+            if study.metric_names is None and notes.get("shows"):
+                study.set_metric_names([notes["shows"]])
+            return OptunaSearch(study, space, self._trouble, self._artifacts)
 
     def names(self) -> list[str]:
         """Names of all Optuna studies here."""
@@ -128,8 +147,15 @@ class OptunaSearch:
     and when a study is opened, all but one of a key's trials become failed ones without a key.
     """
 
-    def __init__(self, study: optuna.Study, space: Space, trouble: _Trouble) -> None:
+    def __init__(
+        self,
+        study: optuna.Study,
+        space: Space,
+        trouble: _Trouble,
+        artifacts: Path | None = None,
+    ) -> None:
         self._study = study
+        self._artifacts = artifacts
         self._storage = study._storage  # noqa: SLF001 - create_new_trial is one commit, ask is eleven
         self._study_id = study._study_id  # noqa: SLF001
         self._distributions = {n: distribution(p) for n, p in space.parameters.items()}
@@ -178,9 +204,52 @@ class OptunaSearch:
                 self._storage.set_trial_system_attr(number, key, value)
             for key, value in told.attributes.items():
                 self._storage.set_trial_user_attr(number, key, value)
+            for milliseconds, loss in told.curve:
+                self._storage.set_trial_intermediate_value(number, milliseconds, loss)
+            self._attach(number, told)
             values = None if told.value is None else [told.value]
             self._storage.set_trial_state_values(number, end, values)
         self._known[trial_id] = (number, end)
+
+    def _attach(self, number: int, told: Told) -> None:
+        """Files beside the trial, before it is told: a finished trial refuses them."""
+        if self._artifacts is None:
+            return
+        from optuna.artifacts import (  # noqa: PLC0415 - only a sweep that keeps files needs it
+            FileSystemArtifactStore,
+            get_all_artifact_meta,
+            upload_artifact,
+        )
+
+        trial = self._storage.get_trial(number)
+        there = {m.filename for m in get_all_artifact_meta(trial, storage=self._storage)}
+        with contextlib.suppress(OSError), tempfile.TemporaryDirectory() as folder:
+            self._artifacts.mkdir(mode=0o700, parents=True, exist_ok=True)
+            store = FileSystemArtifactStore(self._artifacts)
+            for name, text in told.artifacts().items():
+                if name not in there:
+                    path = Path(folder) / name
+                    path.write_text(text, encoding="utf-8")
+                    upload_artifact(
+                        artifact_store=store, file_path=str(path), study_or_trial=trial,
+                        storage=self._storage, mimetype="text/plain",
+                    )  # fmt: skip
+
+    def describe(self, note: str, plots: Mapping[str, Mapping[str, Any]]) -> None:
+        """A note and custom plots on the dashboard's pages; again replaces what was there.
+
+        Raises:
+            DatabaseGone: the database went away; describing again later is safe.
+        """
+        with _translated(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import optuna_dashboard  # noqa: PLC0415 - a second of imports that only this needs
+
+            optuna_dashboard.save_note(self._study, note)
+            for name, figure in plots.items():
+                optuna_dashboard.save_plotly_graph_object(
+                    self._study, _Plot(figure), graph_object_id=name
+                )
 
     def known(self) -> Mapping[str, Known]:
         """Every trial by its attempt key, as the database has it now."""
@@ -216,6 +285,17 @@ class OptunaSearch:
             self._storage.set_trial_user_attr(number, TWICE, key)
             self._storage.set_trial_user_attr(number, KEY, None)
             self._storage.set_trial_state_values(number, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """What the dashboard asks of a plotly figure, without plotly."""
+
+    figure: Mapping[str, Any]
+
+    def to_json(self) -> str:
+        """The figure as plotly's JSON."""
+        return json.dumps(self.figure, allow_nan=False)
 
 
 @contextlib.contextmanager

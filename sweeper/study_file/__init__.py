@@ -124,8 +124,6 @@ def load(path: Path, *, scale: str | None = None) -> Study:
 def _not_yet(document: _Document) -> Iterator[Problem]:
     """Settings of the contract that this version cannot act on: refused, never ignored."""
     absent = "this version of sweep cannot do this yet; remove it"
-    if document.notify is not None:
-        yield Problem(("notify",), f"{absent} (the exit code says how a stage ended)")
     if document.objective.goal == "final":
         yield Problem(("objective", "goal"), f'got "final": {absent}, or use "time_to_target"')
     if document.stage2.extra and document.stage2.strategy != "fraction":

@@ -182,7 +182,7 @@ def test_confirm_without_a_single_crossing_says_nothing():
 
 def test_effects_recover_known_effects_within_their_intervals():
     facts = make_sweep()
-    found = stage2_effects(facts)
+    found = stage2_effects(facts).at_target
     terms = {(e.column.parameter, e.column.kind): e for e in found.effects}
     # Truth at lr 0.01 -> 0.04, symmetric around 0.02 in the log: no linear effect.
     assert terms["optim.lr", "linear"].low < 1 < terms["optim.lr", "linear"].high
@@ -195,26 +195,28 @@ def test_effects_recover_known_effects_within_their_intervals():
 def test_effects_agree_with_a_regression_by_numpy():
     facts = make_sweep()
     stage, space = facts.stages["stage2"], facts.study.space
-    found = stage2_effects(facts)
-    columns = model_columns(space, stage.plan.varying, quadratic=False)
+    found = stage2_effects(facts).at_target
+    columns = model_columns(space, stage.plan.varying, quadratic=True)
     times = [(t.trial.point, time.seconds) for t, time in stage.times(TARGET, "train")]
     matrix = model_matrix(space, columns, [point for point, _ in times])
     beta, *_ = np.linalg.lstsq(matrix, np.log([s for _, s in times]), rcond=None)
-    assert [math.log(e.ratio) / 2 for e in found.effects] == pytest.approx(list(beta[1:]))
+    weights = [2 if e.column.kind == "linear" else 1 for e in found.effects]
+    effects = [math.log(e.ratio) / w for e, w in zip(found.effects, weights, strict=True)]
+    assert effects == pytest.approx(list(beta[1:]))
 
 
 def test_too_few_runs_give_a_reason_instead_of_an_effect():
     facts = make_sweep()
     stage = facts.stages["stage2"]
     few = type(stage)(stage.plan, stage.facts[:4], stage.effective_target)
-    found = stage2_effects(work_with(facts, stage2=few))
+    found = stage2_effects(work_with(facts, stage2=few)).at_target
     assert found.effects == ()
     assert "4 runs crossed" in found.why_none
 
 
 def test_many_censored_runs_move_the_effects_to_a_target_that_most_crossed():
     facts = make_sweep()
-    found = stage2_effects(facts, target=2.46)
+    found = stage2_effects(facts, target=2.46).at_analysis
     assert found.target > 2.46
     assert found.runs >= 0.9 * 12 - 1
 

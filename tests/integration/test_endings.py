@@ -67,7 +67,9 @@ def test_a_fallback_is_reached(sweep, write):
     status = sweep("status", study, "--json").json()
     assert [s["effective_target"] for s in status["stages"]] == [1.5, 1.5, 1.5]
     assert status["incumbent"]["time_to_target_s"] > 1
-    assert sweep("export", study, "--best").out.startswith("[optim]\nlr = 0.01\n")
+    found = sweep("export", study, "--best").out
+    assert found.startswith("# ")  # the verdict stands above what it chose
+    assert "\n\n[optim]\nlr = 0.01\n" in found
 
 
 def test_some_fail_for_good(sweep, write):

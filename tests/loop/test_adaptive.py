@@ -102,6 +102,6 @@ def test_the_predicted_best_point_is_tried_where_it_was_not_run(tmp_path):
     assert all(f.counted.outcome is Outcome.REACHED for f in added)
     fastest = min(f.counted.phases.train for f in plain.end.facts)
     assert added[0].counted.phases.train < 1.1 * fastest
-    assert any("s2-17 is predicted to be the fastest" in note for note in run.notes)
+    assert any("s2-17 is predicted to be the best" in note for note in run.notes)
     again = FractionStage(study, run.end.record.plan, 16, first)
     assert again.plan(run.end.facts, run.end.record.plan) == run.end.record.plan

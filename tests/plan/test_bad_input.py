@@ -360,11 +360,6 @@ MISTAKES = {
         ('on_oom.micro_bach: unknown key; the nearest known is "micro_batch"; known here: '
         "micro_batch, accumulation"),
     ),
-    "not implemented: notify": (
-        "[stage2]", '[notify]\ncommand = ["mail"]\n[stage2]', "[notify]",
-        ("notify: this version of sweep cannot do this yet; remove it (the exit code says how a stage "
-        "ended)"),
-    ),
     "not implemented: final": (
         "target = 5.0", 'target = 5.0\ngoal = "final"', "goal",
         ('objective.goal: got "final": this version of sweep cannot do this yet; remove it, or use '

@@ -14,7 +14,8 @@ from sweeper.objective import time_to_target
 from sweeper.report import console as tables
 from sweeper.report.console import LinesProgress, LiveProgress, QuietProgress
 from sweeper.report.json_report import document
-from sweeper.report.live import sparkline
+from sweeper.report.live import expected_s, sparkline, time_left
+from sweeper.study import Limits
 from tests.fakes.facts import TARGET, make_sweep
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -262,3 +263,39 @@ def test_show_trial(facts):
     assert "optim.lr" in text
     assert "train s" in text
     assert "no attempt has ended yet" in shown(tables.show_trial({**base, "attempts": []}))
+
+
+def test_time_left_has_an_uncertainty_that_shrinks_with_what_is_known():
+    assert time_left([], 5, 2) is None
+    assert time_left([1.0], 0, 2) is None
+    few = time_left([10.0, 14.0], 12, 2)
+    many = time_left([10.0, 14.0] * 10, 12, 2)
+    assert few[0] == many[0] == 72.0
+    assert 0 < few[1] < many[1] < 72 < many[2] < few[2]
+
+
+def test_a_forecast_is_the_median_of_what_others_still_needed():
+    curve = [(0, 0.0, 6.0), (10, 1.0, 4.0), (20, 2.0, 3.0), (30, 3.0, 2.0)]
+    assert expected_s([(10, 2.0, 3.5)], [curve], 2.0) == pytest.approx(2.0 + 15 * 2.0 / 10)
+    assert expected_s([(0, 0.0, 6.0)], [curve], 2.0) is None
+    assert expected_s([(10, 2.0, 3.5)], [], 2.0) is None
+
+
+def test_the_cap_the_time_to_beat_and_what_racing_saved_are_shown(facts):
+    progress = LiveProgress(terminal(120)[0], Limits(steps=10_000, trial_s=20.0))
+    play(progress, facts, stop_before_end=True)
+    stage = facts.stages["stage1"]
+    capped = next(t for t in stage.facts if t.trial.id == "s1-D16")
+    progress.trial_started(capped.trial, "cpu0")
+    progress.trial_ended(capped.trial, capped.counted, None)
+    progress.trial_started(stage.facts[10].trial, "cpu0")
+    progress.bounded(stage.facts[10].trial, 3.4)
+    for e in stage.facts[10].counted.curve[:6]:
+        progress.evaluated(stage.facts[10].trial, e.step, e.clock.train, e.value)
+    probe, stream = terminal(120)
+    probe.print(progress, soft_wrap=False)
+    progress.close()
+    shown = ESCAPE.sub("", stream.getvalue())
+    assert " of 3.40 s ≈ 3." in shown
+    assert "to beat: 3." in shown
+    assert "racing has saved at most 14.0 s" in shown

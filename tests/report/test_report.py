@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import re
+import statistics
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
 
-from sweeper.report import figures, json_report, write_report
+from sweeper.commands.output import attempt_document
+from sweeper.report import answers, figures, json_report, write_report
+from sweeper.report.checker import NUMBER, check, numbers_in, text_of, unknown_numbers
+from sweeper.study import Question, Resources
 from sweeper.trial import Reason
-from tests.fakes.facts import Clockwork, make_study, make_sweep
+from tests.fakes.facts import TARGET, Clockwork, make_study, make_sweep
 
-NUMBER = re.compile(r"(?<![\w.#])-?\d+(?:\.\d+)?")
 EVIL = '<script>alert(1)</script> & "quotes" [x](y) | `z`'
+QUESTIONS = (
+    Question(text="Does it pay?", parameter="optim.method"),
+    Question(text="Which batch?", parameter="data.batch_size"),
+)
+PRICED = Resources(gpus=2, price_per_hour=2.5, currency="EUR")
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 
 
@@ -26,8 +35,13 @@ def document(facts, **options):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    return write_report(make_sweep(), folder)
+    return write_report(priced_sweep(), tmp_path_factory.mktemp("report"))
+
+
+def priced_sweep():
+    facts = make_sweep()
+    study = facts.study.model_copy(update={"questions": QUESTIONS, "resources": PRICED})
+    return dataclasses.replace(facts, study=study)
 
 
 class Page(HTMLParser):
@@ -81,42 +95,6 @@ def test_json_is_strict_and_has_the_answer(written):
     assert found["reproduce"]["plan_hashes"]["stage1"] == "0" * 64
 
 
-def numbers_in(value):
-    """Every number of a JSON value, those inside its strings and keys included."""
-    if isinstance(value, dict):
-        for key, v in value.items():
-            yield from numbers_in(key)
-            yield from numbers_in(v)
-    elif isinstance(value, list):
-        for v in value:
-            yield from numbers_in(v)
-    elif isinstance(value, str):
-        yield from (float(found) for found in NUMBER.findall(value))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield float(value)
-
-
-def unknown_numbers(text, known):
-    """Numbers of a text that no known number rounds to, at the precision that they are shown with."""
-    seconds = re.compile(r"(?:(\d+) h )?(\d+) min(?: (\d+) s)?")
-    durations = [(int(h or 0), int(m), int(s or 0)) for h, m, s in seconds.findall(text)]
-    found = [str(3600 * h + 60 * m + s) for h, m, s in durations]
-    found += NUMBER.findall(seconds.sub(" ", text))
-    unknown = []
-    for shown in found:
-        decimals = len(shown.partition(".")[2])
-        significant = len(shown.replace(".", "").strip("-0")) or 1
-        value = float(shown)
-        step = 0.5000001 * 10.0**-decimals
-        if not any(
-            abs(value - k) <= step
-            or (k and abs(value - k) <= abs(k) * 0.51 * 10.0 ** (1 - significant))
-            for k in known
-        ):
-            unknown.append(shown)
-    return unknown
-
-
 def test_every_number_of_the_markdown_is_in_the_json(written):
     known = set(numbers_in(json.loads(written.json.read_text())))
     text = written.markdown.read_text()
@@ -127,15 +105,91 @@ def test_every_number_of_the_markdown_is_in_the_json(written):
 
 def test_every_number_of_the_page_is_in_the_json(written):
     known = set(numbers_in(json.loads(written.json.read_text())))
-    body = re.sub(
-        r"<svg.*?</svg>|<style.*?</style>", " ", written.html.read_text(), flags=re.DOTALL
-    )
-    text = " ".join(parse(body).text)
-    for change in re.findall(r"([+-]\d+(?:\.\d)?) %", text):  # ratios shown as a change
-        known |= {float(change)} & {
-            round(100 * (k - 1), 1 if "." in change else 0) for k in known if 0 < k < 1000
-        }
-    assert unknown_numbers(text.replace("\u00a0", " "), known) == []
+    text = text_of(written.html.read_text())
+    assert len(NUMBER.findall(text)) > 300
+    assert unknown_numbers(text, known) == []
+
+
+def test_the_checker_computes_the_report_again_from_the_facts(tmp_path):
+    facts = priced_sweep()
+    written = write_report(facts, tmp_path)
+    assert check(tmp_path, facts) == []
+    stage = facts.stages["stage2"]
+    fewer = dataclasses.replace(stage, facts=stage.facts[:-1])
+    other = dataclasses.replace(facts, stages={**facts.stages, "stage2": fewer})
+    assert any(line.startswith("ranking[") for line in check(tmp_path, other))
+    forged = written.markdown.read_text().replace("**", "** in 4321.5 s ", 1)
+    written.markdown.write_text(forged)
+    assert check(tmp_path, facts) == ["report.md: 4321.5 is no value of report.json"]
+
+
+def test_the_main_figures_from_exported_trials_alone(written):
+    """Independent of our analysis: crossings, medians, pairs and sums by hand from `export --trials`."""
+    facts = priced_sweep()
+    found = json.loads(written.json.read_text())
+    trials = [
+        attempt_document(facts.study, t.trial, a, TARGET)
+        for stage in facts.stages.values()
+        for t in stage.facts
+        for a in t.attempts
+    ]
+    crossed = {t["id"]: crossing_s(t["curve"], TARGET) for t in trials}
+    search = [t for t in trials if t["stage"] != "confirm" and t["outcome"] != "failed"]
+    for row in found["ranking"]:
+        same = [crossed[t["id"]] for t in search if t["point"] == row["point"]]
+        assert row["reached"] is (None not in same)
+        if row["reached"]:
+            assert row["time_to_target_s"] == pytest.approx(statistics.median(same), rel=1e-9)
+    blocks = {}
+    for t in trials:
+        if t["stage"] == "confirm":
+            blocks.setdefault(t["id"].split("-")[2], {})[t["label"]] = crossed[t["id"]]
+    logs = [math.log(b["baseline"] / b[found["winner"]["label"]]) for b in blocks.values()]
+    assert found["speedup"]["ratio"] == pytest.approx(math.exp(statistics.mean(logs)), rel=1e-9)
+    hours = 2 * sum(t["wall_s"] for t in trials) / 3600
+    assert found["spent"]["hours"] == pytest.approx(hours)
+    assert found["spent"]["money"] == pytest.approx(2.5 * hours)
+    by_id = {t["id"]: t for t in trials}
+    pairs = [p for q in found["questions"] for c in q["comparisons"] for p in c["pairs"]]
+    assert len(pairs) > 8
+    for pair in pairs:
+        one, two = (by_id[pair[side][0]]["point"] for side in ("reference", "other"))
+        assert sum(one[name] != two[name] for name in one) == 1
+        if len(pair["reference"]) == len(pair["other"]) == 1 and not pair["bound"]:
+            ratio = crossed[pair["other"][0]] / crossed[pair["reference"][0]]
+            assert pair["ratio"] == pytest.approx(ratio, rel=1e-9)
+            assert pair["ratio"] == pytest.approx(pair["learning"] * pair["speed"], rel=1e-9)
+
+
+def crossing_s(curve, target):
+    """Seconds at which a line through the evaluations first comes down to the target."""
+    for (s0, _, _, v0), (s1, _, _, v1) in itertools.pairwise(curve):
+        if v1 <= target:
+            return s0 + (v0 - target) / (v0 - v1) * (s1 - s0)
+    return None
+
+
+def test_two_sweeps_are_compared_only_where_they_can_be(tmp_path):
+    facts = priced_sweep()
+    mine = document(facts)
+    slower = make_sweep(seed=8)
+    written = write_report(facts, tmp_path, against=document(slower))
+    found = json.loads(written.json.read_text())["against"]
+    expected = document(slower)["winner"]["time_to_target_s"] / mine["winner"]["time_to_target_s"]
+    assert found["time_ratio"] == pytest.approx(expected)
+    assert "is no verdict" in written.html.read_text()
+    other = document(slower)
+    other["reproduce"]["fingerprints"][0]["trainer"] = "other"
+    refused = answers.against(mine, other)
+    assert refused["time_ratio"] is None
+    assert refused["differences"]["fingerprint"] == ["trainer: abc123 here, other there"]
+    assert "times are not compared" in refused["words"]
+    forced = answers.against(mine, other, across=True)
+    assert forced["time_ratio"] == pytest.approx(expected)
+    assert "not strictly comparable" in forced["words"]
+    elsewhere = answers.against(mine, document(slower, target=2.8))
+    assert "different questions" in elsewhere["words"]
+    assert elsewhere["tokens_ratio"] is None
 
 
 def test_the_page_is_one_file_that_needs_no_network(written):
@@ -153,13 +207,16 @@ def test_the_page_nests_and_its_ids_are_unique_and_there(written):
     assert len(page.ids) == len(set(page.ids))
     assert set(page.references) <= set(page.ids)
     assert page.tags.count("h1") == 1
-    assert page.tags.count("svg") == 10  # five figures, each wide and narrow
-    assert page.tags.count("desc") == 10
+    assert page.tags.count("svg") == 2 * len(written.figures)  # each wide and narrow
+    assert page.tags.count("desc") == 2 * len(written.figures)
+    links = re.findall(r'href="#([^"]+)"', written.html.read_text())
+    assert set(links) <= set(page.ids)
 
 
 def test_figures_are_files_of_their_own(written):
     assert [path.stem for path in written.figures] == [
-        "curves", "ranking", "confirm", "effects", "design",
+        "curves", "questions", "path", "ranking", "plane", "confirm", "effects", "design",
+        "profile", "timeline", "drift",
     ]  # fmt: skip
     for path in written.figures:
         root = ET.fromstring(path.read_text())
@@ -268,3 +325,15 @@ def test_toml_of_the_winner_reads_back():
     nested = tomllib.loads(winner["toml"])
     assert nested["optim"]["lr"] == winner["point"]["optim.lr"]
     assert nested["model"]["projection"] is winner["point"]["model.projection"]
+
+
+def test_a_study_of_the_final_metric_has_a_report_in_the_metric(tmp_path):
+    facts = priced_sweep()
+    objective = facts.study.objective.model_copy(update={"goal": "final"})
+    study = facts.study.model_copy(update={"objective": objective})
+    written = write_report(dataclasses.replace(facts, study=study), tmp_path)
+    found = json.loads(written.json.read_text())
+    assert all("difference" in e for e in found["effects"]["effects"])
+    assert all("seconds" not in q["words"] for q in found["questions"])
+    assert not {"questions", "effects", "path"} & {path.stem for path in written.figures}
+    parse(written.html.read_text())

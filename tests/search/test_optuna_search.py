@@ -192,3 +192,32 @@ def test_a_database_that_cannot_be_used():
     with pytest.raises(DatabaseUnusable) as raised:
         OptunaStorage("postgresql+psycopg2://me:s3cr3t@127.0.0.1:1/db")
     assert "s3cr3t" not in str(raised.value)
+
+
+def test_people_see_curves_files_and_a_note(search_url, name, tmp_path):
+    import optuna_dashboard
+    from optuna.artifacts import get_all_artifact_meta
+
+    storage = OptunaStorage(search_url, tmp_path / "artifacts")
+    assert storage.artifact_store(tmp_path / "artifacts") is None  # nothing was kept yet
+    search = storage.open(name, SPACE, {"shows": "seconds to the target"})
+    search.ask("a", point(), {})
+    files = {"config.toml": "[optim]\n", "stdout-tail.txt": "step 1\n"}
+    told = Told(1.5, curve=((100, 5.5), (200, 4.5)), artifacts=lambda: files)
+    search.tell("a", told)
+    search.tell("a", told)  # again: nothing is added, and it is no error
+    for text in ("first", "last"):
+        search.describe(f"# {text}", {"sweep-curves": {"data": [], "layout": {"title": text}}})
+    study = optuna.load_study(storage=storage.raw, study_name=name)
+    (trial,) = study.trials
+    assert trial.intermediate_values == {100: 5.5, 200: 4.5}
+    kept = get_all_artifact_meta(trial, storage=storage.raw)
+    assert {meta.filename for meta in kept} == set(files)
+    assert storage.artifact_store(tmp_path / "artifacts") is not None
+    assert study.metric_names == ["seconds to the target"]
+    assert optuna_dashboard.get_note(study) == "# last"
+    attributes = storage.raw.get_study_system_attrs(study._study_id)
+    plots = [v for k, v in attributes.items() if k.startswith("dashboard:plot_data:")]
+    assert len(plots) == 1
+    assert "last" in plots[0]
+    storage.close()

@@ -1,0 +1,149 @@
+"""Whether the verdict stands at a slightly other target, on another clock, with half the evaluations.
+
+It must not know how a verdict is worded; it costs nothing, because curves are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sweeper.analysis.confirm import confirmation
+from sweeper.analysis.dataset import StageFacts, StudyFacts
+from sweeper.analysis.ranking import Row, best, search_ranking
+from sweeper.analysis.wording import ratio, significant
+from sweeper.trial import AttemptFacts, Clock, Evaluation, TrialFacts
+
+TARGET_SHARE = 0.01
+CLOCKS: tuple[Clock, ...] = ("train", "train+eval", "wall")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The verdict under one change: who wins, in how many seconds, how much faster than the baseline.
+
+    `reached` counts the rows that reached; `winner` is None where none did. `top_shared` is how many
+    of the top rows are the same as without the change, of `top`.
+    """
+
+    name: str
+    kind: str
+    winner: Row | None
+    speedup: float | None
+    reached: int
+    rows: int
+    same: bool
+    top_shared: int
+    top: int
+
+    def words(self) -> str:
+        """What it says, in one sentence without its full stop."""
+        if self.winner is None:
+            return f"{self.name}: none of {self.rows} reached, so nothing is said"
+        who = "the same winner" if self.same else f"another winner, {self.winner.label}"
+        fewer = "" if self.reached == self.rows else f", {self.reached} of {self.rows} reached"
+        speed = "" if self.speedup is None else f", {ratio(self.speedup)}x against the baseline"
+        return f"{self.name}: {who}{speed}, top {self.top_shared} of {self.top} the same{fewer}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "words": self.words(),
+            "winner": self.winner.label if self.winner else None,
+            "time_to_target_s": self.winner.seconds if self.winner else None,
+            "speedup": self.speedup,
+            "reached": self.reached,
+            "rows": self.rows,
+            "same_winner": self.same,
+            "top_shared": self.top_shared,
+            "top": self.top,
+        }
+
+
+def sensitivity(facts: StudyFacts, *, target: float) -> tuple[Variant, ...]:
+    """The verdict under every change, the unchanged one left out."""
+    rows, confirmed = _rows(facts, target)
+    if best(rows) is None:
+        return ()
+    return tuple(
+        _variant(name, kind, changed, goal, rows, confirmed=confirmed)
+        for name, kind, changed, goal in _changes(facts, target)
+    )
+
+
+def _changes(facts: StudyFacts, target: float) -> Iterator[tuple[str, str, StudyFacts, float]]:
+    for share in (TARGET_SHARE, -TARGET_SHARE):
+        goal = target + abs(target) * share
+        yield f"target {significant(goal, 5)} ({100 * share:+.0f} %)", "target", facts, goal
+    for clock in CLOCKS:
+        if clock != facts.clock:
+            objective = facts.study.objective.model_copy(update={"clock": clock})
+            study = facts.study.model_copy(update={"objective": objective})
+            yield f"clock {clock}", "clock", replace(facts, study=study), target
+    yield "every second evaluation", "cadence", _mapped(facts, every_second), target
+
+
+def every_second(curve: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
+    """The curve as half the evaluations would have shown it; its last one is always among them."""
+    probes = [e for e in curve if e.slice == "probe"]
+    kept = set(probes[::2]) | set(probes[-1:])
+    return tuple(e for e in curve if e.slice != "probe" or e in kept)
+
+
+def _mapped(
+    facts: StudyFacts, change: Callable[[Sequence[Evaluation]], tuple[Evaluation, ...]]
+) -> StudyFacts:
+    def attempt(found: AttemptFacts) -> AttemptFacts:
+        return replace(found, curve=change(found.curve))
+
+    def stage(found: StageFacts) -> StageFacts:
+        trials = (TrialFacts(t.trial, tuple(map(attempt, t.attempts))) for t in found.facts)
+        return replace(found, facts=tuple(trials))
+
+    return replace(facts, stages={name: stage(found) for name, found in facts.stages.items()})
+
+
+def _rows(facts: StudyFacts, target: float) -> tuple[Sequence[Row], bool]:
+    """Confirm's rows, leader first, where it has one that reached; else those of stages 1 and 2."""
+    found = confirmation(facts, target=target)
+    if found is not None and found.leader.reached:
+        return [found.leader, *(row for row in found.rows if row is not found.leader)], True
+    return search_ranking(facts, target=target), False
+
+
+def _variant(
+    name: str,
+    kind: str,
+    facts: StudyFacts,
+    target: float,
+    before: Sequence[Row],
+    *,
+    confirmed: bool,
+) -> Variant:
+    if confirmed:  # compare like with like
+        found = confirmation(facts, target=target)
+        rows = [found.leader, *(r for r in found.rows if r is not found.leader)] if found else []
+    else:
+        rows = list(search_ranking(facts, target=target))
+    winner = best(rows)
+    baseline = facts.baseline()
+    other = next((row for row in rows if row.point == baseline and row.reached), None)
+    speedup = None
+    if winner is not None and other is not None and other.point != winner.point:
+        speedup = other.seconds / winner.seconds
+    k = min(len(before), facts.study.stage2.from_top)
+    top = {row.point for row in before[:k] if row.reached}
+    return Variant(
+        name,
+        kind,
+        winner,
+        speedup,
+        sum(row.reached for row in rows),
+        len(rows) or len(before),
+        winner is not None and winner.point == before[0].point,
+        len(top & {row.point for row in rows[:k] if row.reached}),
+        len(top),
+    )

@@ -1,0 +1,301 @@
+"""The parts of the report's document that answer: questions, the way, what else would change it, cost.
+
+It must not compute a verdict: it lays out what analysis says as JSON values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweeper.analysis.chances import chance
+from sweeper.analysis.dataset import SEARCH_STAGES, StudyFacts
+from sweeper.analysis.drift import device_of, drift
+from sweeper.analysis.path import path
+from sweeper.analysis.prediction import best_untested, in_words
+from sweeper.analysis.questions import answers
+from sweeper.analysis.ranking import Row, search_ranking
+from sweeper.analysis.response import Response, observe
+from sweeper.analysis.sensitivity import sensitivity
+from sweeper.analysis.verdict import Verdict
+from sweeper.analysis.wording import ratio
+from sweeper.trial import AttemptFacts, Outcome
+
+PROFILE_TARGETS = 24
+
+
+def parts(facts: StudyFacts, judged: Verdict) -> dict[str, Any]:
+    """Everything here by its key in the document."""
+    target = judged.target
+    return {
+        "questions": [answer.as_dict() for answer in answers(facts, target=target)],
+        "path": _path(facts, judged),
+        "untested": _untested(facts, judged),
+        "sensitivity": [v.as_dict() for v in sensitivity(facts, target=target)],
+        "chances": _chances(facts, judged),
+        "profile": _profile(facts, judged),
+        "timeline": _timeline(facts),
+        "drift": drift(facts.present(), facts.clock).as_dict(),
+        "spent": _spent(facts, judged),
+    }
+
+
+def _path(facts: StudyFacts, judged: Verdict) -> dict[str, Any] | None:
+    if judged.winner is None:
+        return None
+    baseline = facts.study.space.baseline()
+    found = path(facts, baseline, judged.winner.point, target=judged.target)
+    return found.as_dict() if found else None
+
+
+def _untested(facts: StudyFacts, judged: Verdict) -> dict[str, Any] | None:
+    stage = facts.stages.get("stage2")
+    if stage is None or judged.effects is None:
+        return None
+    shown = judged.effects.shown
+    response = Response.of(facts.study, shown.target)
+    runs = observe([stage], response, facts.study.limits)
+    locked = {name: lock.value for name, lock in stage.plan.locked.items()}
+    space = facts.study.space
+    found = best_untested(space, locked, stage.plan.varying, runs, shown)
+    if found is None:
+        return None
+    return {
+        "words": in_words(found, response, space),
+        "target": shown.target,
+        "point": dict(found.point),
+        "value": response.shown(found.value),
+        "low": response.shown(found.low),
+        "high": response.shown(found.high),
+        "best_run": found.best,
+        "best_run_value": response.shown(found.of_best),
+        "chance": found.chance,
+    }
+
+
+def _chances(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
+    """P(reach) of the winner, the baseline, the other finalists, and of the search as a whole."""
+    rows: list[tuple[str, Row]] = []
+    if judged.winner:
+        rows.append((judged.winner.label, judged.winner))
+    for row in judged.confirmation.rows if judged.confirmation else ():
+        if judged.winner is None or row.point != judged.winner.point:
+            is_baseline = judged.baseline is not None and row.point == judged.baseline.point
+            rows.append(("the baseline" if is_baseline else row.label, row))
+    found = [
+        chance(
+            facts.present(), (row.point,), target=judged.target, clock=facts.clock, label=label
+        ).as_dict()
+        for label, row in rows
+    ]
+    whole = chance(
+        facts.present(SEARCH_STAGES),
+        (),
+        target=judged.target,
+        clock=facts.clock,
+        label="any configuration of stages 1 and 2",
+    )
+    return [*found, whole.as_dict()]
+
+
+def _profile(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
+    """The same curves at many targets: how many reach, and in how many seconds who does."""
+    losses = sorted(row.best_loss for row in judged.ranking if row.best_loss is not None)
+    firsts = [
+        attempt.curve[0].value
+        for stage in facts.present(SEARCH_STAGES)
+        for _, attempt in stage.measured()
+        if attempt.curve and math.isfinite(attempt.curve[0].value)
+    ]
+    if not losses or not firsts:
+        return []
+    tightest, loosest = losses[0], judged.target + 0.3 * (max(firsts) - judged.target)
+    if not loosest > tightest:
+        return []
+    step = (loosest - tightest) / (PROFILE_TARGETS - 1)
+    goals = sorted(
+        {round(tightest + i * step, 6) for i in range(PROFILE_TARGETS)} | {judged.target}
+    )
+    found = []
+    for goal in reversed(goals):
+        rows = {row.point: row for row in search_ranking(facts, target=goal)}
+        reached = [row for row in rows.values() if row.reached and row.seconds > 0]
+        first = min(reached, key=lambda row: row.seconds, default=None)
+        found.append(
+            {
+                "target": goal,
+                "reached": len(reached),
+                "configurations": len(rows),
+                "fastest_s": first.seconds if first else None,
+                "fastest": first.label if first else None,
+                **{
+                    f"{name}_s": _at(rows, row)
+                    for name, row in (("winner", judged.winner), ("baseline", judged.baseline))
+                },
+            }
+        )
+    return found
+
+
+def _at(rows: Mapping[Any, Row], wanted: Row | None) -> float | None:
+    row = rows.get(wanted.point) if wanted else None
+    return row.seconds if row and row.reached and row.seconds > 0 else None
+
+
+def _timeline(facts: StudyFacts) -> list[dict[str, Any]]:
+    """Every ended attempt: its device, when it began and its phases in seconds."""
+    found = [
+        (stage.plan.stage, trial.trial.id, attempt)
+        for stage in facts.present()
+        for trial in stage.facts
+        for attempt in trial.attempts
+        if attempt.started_at
+    ]
+    first = min((attempt.started_at for _, _, attempt in found), default=0.0)
+    return [
+        {
+            "id": trial,
+            "attempt": attempt.attempt,
+            "stage": stage,
+            "device": device_of(attempt),
+            "began_s": round(attempt.started_at - first, 3),
+            "wall_s": round(attempt.wall_s, 3),
+            "phases": {k: round(v, 3) for k, v in attempt.phases.as_dict().items() if v},
+            "outcome": attempt.outcome.value,
+            "reason": attempt.reason.value,
+            "cap_s": attempt.cap_s,
+            "validity": attempt.validity,
+        }
+        for stage, trial, attempt in sorted(found, key=lambda f: f[2].started_at)
+    ]
+
+
+def _spent(facts: StudyFacts, judged: Verdict) -> dict[str, Any]:
+    """Device hours of all attempts, their price where the study has one, and where they went."""
+    resources = facts.study.resources
+    devices = max(1, resources.gpus)
+    attempts = [a for stage in facts.present() for trial in stage.facts for a in trial.attempts]
+    hours = judged.cost.attempts_wall_s / 3600 * devices
+    price = resources.price_per_hour
+    return {
+        "kind": "GPU" if resources.gpus else "CPU slot",
+        "hours": hours,
+        "hours_without_result": _hours(attempts, devices),
+        "price_per_hour": price,
+        "currency": resources.currency,
+        "money": None if price is None else hours * price,
+    }
+
+
+def _hours(attempts: Sequence[AttemptFacts], devices: int) -> float:
+    lost = (a.wall_s for a in attempts if a.outcome in (Outcome.FAILED, Outcome.INVALID))
+    return math.fsum(lost) / 3600 * devices
+
+
+# -- two sweeps ------------------------------------------------------------------------------------
+
+
+def against(
+    document: Mapping[str, Any], other: Mapping[str, Any], *, across: bool = False
+) -> dict[str, Any]:
+    """One report's document compared with another's.
+
+    Times are set against each other only where both sweeps ran under one and the same fingerprint
+    and judge the same metric at the same target; else the differences are listed, and only what does
+    not depend on the device (tokens to the target) is compared. `across` compares times of different
+    fingerprints all the same, and says so.
+    """
+    differences = _differences(document, other)
+    mine, theirs = document["winner"], other["winner"]
+    times = tokens = None
+    if mine and theirs and not differences["question"]:
+        if mine["tokens_to_target"] and theirs["tokens_to_target"]:
+            tokens = theirs["tokens_to_target"] / mine["tokens_to_target"]
+        if across or not differences["fingerprint"]:
+            times = theirs["time_to_target_s"] / mine["time_to_target_s"]
+    changed = []
+    if mine and theirs:
+        names = dict.fromkeys((*mine["point"], *theirs["point"]))
+        changed = [
+            {"name": name, "here": mine["point"].get(name), "there": theirs["point"].get(name)}
+            for name in names
+            if mine["point"].get(name) != theirs["point"].get(name)
+        ]
+    found = {
+        "study": other["study"],
+        "title": other["title"],
+        "generated_at": other["generated_at"],
+        "sentence": other["verdict"]["sentence"],
+        "target": other["target"],
+        "time_to_target_s": theirs["time_to_target_s"] if theirs else None,
+        "winner": theirs["label"] if theirs else None,
+        "time_ratio": times,
+        "tokens_ratio": tokens,
+        "changed": changed,
+        "differences": differences,
+        "cost": {key: other["cost"][key] for key in ("trials", "train_s")},
+    }
+    return found | {"words": _against_words(document, other, found)}
+
+
+def _differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, list[str]]:
+    question = [
+        f"{key}: {one[key]} here, {two[key]} there"
+        for key in ("metric", "target", "clock")
+        if one[key] != two[key]
+    ]
+    first, second = (_classes(d) for d in (one, two))
+    names = sorted({*first, *second})
+    return {
+        "question": question,
+        "fingerprint": [
+            f"{name}: {' / '.join(first.get(name, ['nothing']))} here, "
+            f"{' / '.join(second.get(name, ['nothing']))} there"
+            for name in names
+            if first.get(name) != second.get(name)
+        ],
+    }
+
+
+def _classes(document: Mapping[str, Any]) -> dict[str, list[str]]:
+    found: dict[str, set[str]] = {}
+    for fingerprint in document["reproduce"]["fingerprints"]:
+        for key, value in fingerprint.items():
+            found.setdefault(str(key), set()).add(str(value))
+    return {key: sorted(values) for key, values in found.items()}
+
+
+def _against_words(
+    document: Mapping[str, Any], other: Mapping[str, Any], found: Mapping[str, Any]
+) -> str:
+    here, there = document["study"], other["study"]
+    if here == there:
+        here, there = "this sweep", f"that of {str(other['generated_at'])[:16].replace('T', ' ')}"
+    if found["differences"]["question"]:
+        return (
+            f"{here} and {there} ask different questions, so their times are not compared: "
+            f"{'; '.join(found['differences']['question'])}."
+        )
+    if document["winner"] is None or other["winner"] is None:
+        which = here if document["winner"] is None else there
+        return f"{which} has no winner, so there is nothing to compare."
+    tokens = (
+        ""
+        if found["tokens_ratio"] is None
+        else f"the winner of {there} needs {ratio(found['tokens_ratio'])} times the tokens of "
+        f"the winner of {here}"
+    )
+    if found["time_ratio"] is None:
+        because = "their fingerprints differ, so times are not compared (--across does it anyway)"
+        return f"{here} against {there}: {'; '.join(p for p in (tokens, because) if p)}."
+    words = (
+        f"{here} against {there}: the winner of {there} takes {ratio(found['time_ratio'])} times "
+        f"as long as the winner of {here}"
+    )
+    if found["differences"]["fingerprint"]:
+        words += " (across different fingerprints: not strictly comparable)"
+    return (
+        f"{words}{'; ' + tokens if tokens else ''}. The two were not run in blocks together: a "
+        "difference of times is no verdict."
+    )
