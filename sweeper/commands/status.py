@@ -25,6 +25,10 @@ def status(args: argparse.Namespace) -> int:
     """Where every stage stands, without reading a single curve that it does not need."""
     with App(args) as app:
         study = app.study(quiet=args.json)
+        if args.watch and app.has_database():
+            from sweeper.commands.watch import Watch  # noqa: PLC0415
+
+            Watch(study, app.store(), app.progress(study)).until_over()
         document = status_document(study, app.store() if app.has_database() else None)
         app.out(document)
         if not args.json:

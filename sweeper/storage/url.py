@@ -54,10 +54,10 @@ def parse(url: str) -> URL:
             f"database URL: got driver {driver!r} in {shown}, expected psycopg2: "
             "write postgresql:// (or postgresql+psycopg2://)"
         )
-    if "@" in (parsed.host or ""):
+    if url.count("@") > 1:
         raise DatabaseUnusable(
             f"database URL: got a second @ in {shown}, expected {EXPECTED}: "
-            "in a user name or password write %40 for @"
+            "everywhere but before the host write %40 for @"
         )
     if not parsed.database:
         raise DatabaseUnusable(f"database URL: got {shown} without a database, expected {EXPECTED}")
@@ -76,9 +76,9 @@ def mask(url: str | URL) -> str:
             scheme, separator, _ = written.partition("://")
             known = re.fullmatch(r"[a-z0-9+]{1,32}", scheme) if separator else None
             return f"{scheme}://{HIDDEN}" if known else repr(HIDDEN)
-    if "@" in (url.host or ""):
-        # Part of an unescaped password was read as the host.
-        return f"{url.drivername}://{HIDDEN}"
+        if written.count("@") > 1:
+            # Part of an unescaped password was read as the host, the database or the query.
+            return f"{url.drivername}://{HIDDEN}"
     secret = {key: HIDDEN for key in url.query if _SECRET_KEY.search(key)}
     shown = url.update_query_dict(secret).render_as_string(hide_password=True)
     return shown.replace(quote(HIDDEN, safe=""), HIDDEN)

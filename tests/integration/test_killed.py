@@ -83,7 +83,8 @@ def test_the_program_is_killed(sweep, gated, wait_until, alive):
     first.kill()
     before = {path: path.stat().st_mtime_ns for path in gated.outcomes()}
     assert alive(running["pid"]), "the runner outlives the program"
-    assert sweep("status", gated.path, "--json").json()["stages"][0]["running"] == 1
+    # two where the end of the last one was not recorded yet
+    assert sweep("status", gated.path, "--json").json()["stages"][0]["running"] in (1, 2)
 
     second = sweep.start("stage1", gated.path, "--json")
     words = f"{trial_of(running)}: still running, taken over"
