@@ -160,6 +160,7 @@ def test_looking_at_what_was_never_run(sweep):
     assert sweep("export", study, "--trials").out == ""
 
 
+@pytest.mark.long
 def test_a_study_that_changed(sweep):
     study = sweep.write()
     sweep("stage1", str(study), "--max-trials", "2", exit=6)
@@ -194,6 +195,7 @@ def test_a_study_that_says_exploratory_and_did_not_change(sweep):
     )
 
 
+@pytest.mark.long
 def test_a_change_that_cannot_stand_beside_what_was_run(sweep):
     study = sweep.write()
     sweep("stage1", str(study), "--max-trials", "1", exit=6)

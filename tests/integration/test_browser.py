@@ -1,6 +1,6 @@
 """A real browser clicks through the report and the dashboard of a finished small study.
 
-Needs playwright (the `tests` extra) and a Chromium on PATH or in SWEEP_CHROMIUM; else it is skipped.
+Needs a Chromium on PATH or in SWEEP_CHROMIUM; where there is none it is skipped.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ pytestmark = [
 
 @pytest.fixture
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415
+
+    with sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         yield chromium
         chromium.close()
@@ -61,6 +62,7 @@ def no_wider_than_the_window(page):
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.long
 def test_report_and_dashboard_of_a_finished_study(sweep, wait_until, browser):
     study = sweep.write(few=True)
     sweep.edit(study, '[[stage1.group]]\nname = "A"\n', QUESTION)

@@ -70,6 +70,7 @@ def end(command):
     assert done.code == 0, done.text
 
 
+@pytest.mark.long
 def test_the_dashboard(sweep, dashboard):
     study = str(sweep.write(few=True))
     sweep("run", study)

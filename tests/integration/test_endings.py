@@ -55,6 +55,7 @@ def test_nobody_reaches_the_target(sweep, write):
     assert sweep("run", study, "--json", exit=4).json() == document  # nothing is run again
 
 
+@pytest.mark.long
 def test_a_fallback_is_reached(sweep, write):
     study = str(write(target=0.5, fallback="[1.5, 2.5]", steps=60))
     first = sweep("stage1", study, "--json").json()
@@ -72,6 +73,7 @@ def test_a_fallback_is_reached(sweep, write):
     assert "\n\n[optim]\nlr = 0.01\n" in found
 
 
+@pytest.mark.long
 def test_some_fail_for_good(sweep, write):
     study = str(write(fails="0.03"))
     done = sweep("run", study, "--json", exit=1)
@@ -110,6 +112,7 @@ def test_what_failed_is_run_again_when_asked(sweep, write):
     assert len(sweep.attempts()) == 6
 
 
+@pytest.mark.long
 def test_nothing_finished_in_a_group_that_another_needs(sweep, write):
     study = write(fails="0.01 0.03")
     done = sweep("run", str(study), "--json", exit=1)

@@ -76,6 +76,7 @@ def test_a_database_that_is_not_there(sweep_without_schema):
     )
 
 
+@pytest.mark.long
 def test_a_database_without_tables(sweep_without_schema):
     sweep = sweep_without_schema
     study = str(sweep.write())

@@ -163,6 +163,7 @@ def test_ctrl_c_once(sweep, gated, wait_until):
     assert len(sweep.attempts()) == 5
 
 
+@pytest.mark.long
 def test_cancel(sweep, gated, wait_until):
     """One running trial ends, the sweep goes on without it, and only `retry --failed` runs it again."""
     gated.shut(after=1)

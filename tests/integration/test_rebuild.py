@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import psycopg2
+import pytest
 
 
 def sql(sweep, *statements):
@@ -17,6 +18,7 @@ def sql(sweep, *statements):
     connection.close()
 
 
+@pytest.mark.long
 def test_a_database_is_made_anew_from_run_folders(sweep):
     study = str(sweep.write(few=True))
     sweep("run", study)

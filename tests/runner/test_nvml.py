@@ -64,7 +64,8 @@ def test_what_is_not_there_is_said(gpus, library, monkeypatch, tmp_path):
 
 
 def test_structures_are_those_of_the_vendors_own_binding():
-    theirs = pytest.importorskip("pynvml")
+    import pynvml as theirs  # noqa: PLC0415
+
     pairs = {
         nvml.Memory: theirs.c_nvmlMemory_t,
         nvml.Utilization: theirs.c_nvmlUtilization_t,
