@@ -35,7 +35,7 @@ pytestmark = [
 
 @pytest.fixture
 def browser():
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415
+    from playwright.sync_api import sync_playwright
 
     with sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))

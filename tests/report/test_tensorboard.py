@@ -25,7 +25,7 @@ def documents():
 def test_curves_and_points_read_back(tmp_path, documents):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from tensorboard.backend.event_processing import event_file_loader as loader  # noqa: PLC0415
+        from tensorboard.backend.event_processing import event_file_loader as loader
 
         assert write_runs(documents, "val_loss", tmp_path / "runs") == len(documents)
         first = documents[0]

@@ -64,7 +64,7 @@ def test_what_is_not_there_is_said(gpus, library, monkeypatch, tmp_path):
 
 
 def test_structures_are_those_of_the_vendors_own_binding():
-    import pynvml as theirs  # noqa: PLC0415
+    import pynvml as theirs
 
     pairs = {
         nvml.Memory: theirs.c_nvmlMemory_t,
