@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from sweeper.racing.validity import doubts_of, judge
+from sweeper.racing.validity import Memory, doubts_of, judge
 from sweeper.study import Validity
 from sweeper.trial import Outcome, TrialFacts
 
@@ -19,11 +19,12 @@ class Gate:
         self, settings: Validity, earlier: Sequence[TrialFacts], note: Callable[[str], None]
     ) -> None:
         self._settings, self._earlier, self._note = settings, earlier, note
+        self._memory = Memory()
         self._said: set[tuple[str, int, Outcome] | str] = set()
 
     def judge(self, facts: Mapping[str, TrialFacts]) -> dict[str, TrialFacts]:
         """The same facts with their verdicts; what was recorded is not changed by them."""
-        found = judge(list(facts.values()), self._settings, self._earlier)
+        found = judge(list(facts.values()), self._settings, self._earlier, self._memory)
         for trial in found.facts:
             for attempt in trial.attempts:
                 if attempt.validity != "valid":

@@ -58,8 +58,35 @@ class Judged:
     banner: str = ""
 
 
+Doubts = Mapping[int, Sequence[Doubt]]
+"""By the identity of an attempt; those without any are left out."""
+
+
+class Memory:
+    """Doubts per device, kept until something else is known of that device.
+
+    For who judges the same growing facts again and again; the answers are the same without it.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[tuple[_Run, ...], Mapping[str, Any], Doubts]] = {}
+
+    def doubts(self, device: str, runs: Sequence[_Run], fingerprint: Mapping[str, Any]) -> Doubts:
+        """The doubts about all runs of one device."""
+        now = tuple(runs)
+        before = self._known.get(device)
+        if before is None or before[0] != now or before[1] is not fingerprint:
+            history = _Device(now, fingerprint)
+            found = {id(a): of for point, a in now if (of := history.doubts(point, a))}
+            before = self._known[device] = (now, fingerprint, found)
+        return before[2]
+
+
 def judge(
-    facts: Sequence[TrialFacts], settings: Validity, earlier: Sequence[TrialFacts] = ()
+    facts: Sequence[TrialFacts],
+    settings: Validity,
+    earlier: Sequence[TrialFacts] = (),
+    memory: Memory | None = None,
 ) -> Judged:
     """The verdict on every attempt that measured something.
 
@@ -67,13 +94,15 @@ def judge(
         facts: One or more stages' trials, as recorded.
         settings: The switches.
         earlier: Facts of other stages, for what the devices usually do; they are not judged.
+        memory: From earlier calls on fewer facts of the same study.
     """
     if not settings.gate:
         return Judged(tuple(facts))
-    history = _History([*earlier, *facts], mixed=settings.mixed)
-    doubts = {id(a): history.doubts(f, a) for f in facts for a in f.attempts if _measured(a)}
+    doubts = _doubts([*earlier, *facts], memory or Memory(), mixed=settings.mixed)
+    if not doubts:
+        return Judged(tuple(facts))
     latest = [f.counted for f in facts if f.counted is not None and _measured(f.counted)]
-    rejected = [a for a in latest if _rejection(doubts[id(a)]) is not None]
+    rejected = [a for a in latest if _rejection(doubts.get(id(a), ())) is not None]
     lenient = len(latest) >= LEAST_TRIALS and 2 * len(rejected) > len(latest)
     banner = ""
     if lenient:
@@ -83,6 +112,8 @@ def judge(
         )
     judged = [
         replace_attempts(f, [_with(a, doubts.get(id(a), ()), lenient=lenient) for a in f.attempts])
+        if any(id(a) in doubts for a in f.attempts)
+        else f
         for f in facts
     ]
     return Judged(tuple(judged), banner)
@@ -113,6 +144,9 @@ def _compared(
             yield from _compared(first, second, f"{path}{name}.")
         elif first is not None and second is not None:
             yield f"{path}{name}", first, second
+
+
+_NONE: Mapping[str, Any] = {}
 
 
 def replace_attempts(facts: TrialFacts, attempts: Sequence[AttemptFacts]) -> TrialFacts:
@@ -147,38 +181,64 @@ def _with(attempt: AttemptFacts, doubts: Sequence[Doubt], *, lenient: bool) -> A
     )
 
 
-class _History:
-    """What every device did in all attempts of a study."""
+class _Control(NamedTuple):
+    """A configuration that ran often on a device: when, at what pace, and its usual pace."""
 
-    def __init__(self, facts: Sequence[TrialFacts], *, mixed: bool) -> None:
-        known = [(f, a) for f in facts for a in f.attempts if _measured(a)]
-        known.sort(key=lambda found: found[1].started_at)
-        self._by_device: dict[str, list[AttemptFacts]] = defaultdict(list)
-        self._by_point: dict[tuple[str, str], list[AttemptFacts]] = defaultdict(list)
-        for f, attempt in known:
-            self._by_device[_device(attempt)].append(attempt)
+    point: str
+    paces: Sequence[tuple[float, float]]
+    usual: float
+
+
+_Run = tuple[str, AttemptFacts]  # a point's id, and one run of it
+
+
+def _doubts(facts: Sequence[TrialFacts], memory: Memory, *, mixed: bool) -> Doubts:
+    """Everything that speaks against any attempt, device by device."""
+    known = [(f.trial.point.id, a) for f in facts for a in f.attempts if _measured(a)]
+    known.sort(key=lambda run: run[1].started_at)
+    fingerprints = (a.fingerprint for _, a in known if any(a.fingerprint.values()))
+    first = _NONE if mixed else next(fingerprints, _NONE)
+    by_device: dict[str, list[_Run]] = defaultdict(list)
+    for run in known:
+        by_device[_device(run[1])].append(run)
+    found: dict[int, Sequence[Doubt]] = {}
+    for device, runs in by_device.items():
+        found.update(memory.doubts(device, runs, first))
+    return found
+
+
+class _Device:
+    """What one device did in all attempts of a study, in the order of their starts."""
+
+    def __init__(self, runs: Sequence[_Run], fingerprint: Mapping[str, Any]) -> None:
+        self._runs = [attempt for _, attempt in runs]
+        self._fingerprint = fingerprint
+        self._by_point: dict[str, list[AttemptFacts]] = defaultdict(list)
+        for point, attempt in runs:
             if _pace(attempt) is not None:
-                self._by_point[_device(attempt), f.trial.point.id].append(attempt)
-        first = (a.fingerprint for _, a in known if any(a.fingerprint.values()))
-        self._fingerprint = {} if mixed else next(first, {})
-        self._changes = {
-            device: _lower_median([_change(a) for a in of])
-            for device, of in self._by_device.items()
-        }
+                self._by_point[point].append(attempt)
+        self._controls = []
+        for point, of in self._by_point.items():
+            if len(of) >= CONTROL_RUNS:
+                paces = [(a.started_at, p) for a in of if (p := _pace(a)) is not None]
+                usual = _lower_median([p for _, p in paces])
+                self._controls.append(_Control(point, paces, usual))
+        self._change = _lower_median([_change(a) for a in self._runs])
 
-    def doubts(self, facts: TrialFacts, attempt: AttemptFacts) -> list[Doubt]:
+    def doubts(self, point: str, attempt: AttemptFacts) -> list[Doubt]:
         """Everything that speaks against one attempt, what makes it invalid with its reason."""
         found = []
-        if other := differences(self._fingerprint, attempt.fingerprint):
+        same = self._fingerprint == attempt.fingerprint  # nearly always, and quickly seen
+        if not same and (other := differences(self._fingerprint, attempt.fingerprint)):
             words = f"another fingerprint than the study's first trial: {'; '.join(sorted(other))}"
             found.append(Doubt(words, Reason.FINGERPRINT))
-        drift, drift_words = self._drift(facts, attempt)
+        drift, drift_words = self._drift(point, attempt)
         found += self._slowed(attempt, drift)
         found += self._taken(attempt, drift)
         if drift >= DRIFT_SUSPECT:
             sure = drift >= DRIFT_INVALID and _was_watched(attempt)
             found.append(Doubt(drift_words, Reason.SHARED_DEVICE if sure else None))
-        elif between := self._slow_controls(facts, attempt):
+        elif between := self._slow_controls(point, attempt):
             found.append(Doubt(between))
         return found
 
@@ -209,15 +269,15 @@ class _History:
             words = f"{who} {share:.0%} of its processors' time"
             yield Doubt(words, Reason.SHARED_DEVICE if sure else None)
 
-    def _drift(self, facts: TrialFacts, attempt: AttemptFacts) -> tuple[float, str]:
+    def _drift(self, point: str, attempt: AttemptFacts) -> tuple[float, str]:
         """How much slower it was per token than the same configuration, or than its own other half."""
         pace = _pace(attempt)
         if pace is None:
             return 1.0, ""
-        runs = self._by_point[_device(attempt), facts.trial.point.id]
+        runs = self._by_point[point]
         others = [p for a in runs if a is not attempt and (p := _pace(a)) is not None]
         against = pace / _lower_median(others) if others else 1.0
-        change, usual = _change(attempt), self._changes[_device(attempt)]
+        change, usual = _change(attempt), self._change
         if against < DRIFT_SUSPECT <= change / usual:  # alone it is weak: some do it by design
             return DRIFT_SUSPECT, (
                 f"one half of it took {change:.2f} x the time per token of the other; "
@@ -228,24 +288,22 @@ class _History:
             "this device"
         )
 
-    def _slow_controls(self, facts: TrialFacts, attempt: AttemptFacts) -> str:
+    def _slow_controls(self, point: str, attempt: AttemptFacts) -> str:
         """A device that was slow for its control, right before and right after."""
-        here, mine = _device(attempt), facts.trial.point.id
-        for (device, point), runs in self._by_point.items():
-            if device != here or point == mine or len(runs) < CONTROL_RUNS:
+        for control in self._controls:
+            if control.point == point:
                 continue
-            paces = [(a.started_at, p) for a in runs if (p := _pace(a)) is not None]
-            before = [p for at, p in paces if at <= attempt.started_at]
-            after = [p for at, p in paces if at > attempt.started_at]
+            before = [p for at, p in control.paces if at <= attempt.started_at]
+            after = [p for at, p in control.paces if at > attempt.started_at]
             if before and after:
-                slower = min(before[-1], after[0]) / _lower_median([p for _, p in paces])
+                slower = min(before[-1], after[0]) / control.usual
                 if slower >= DRIFT_SUSPECT:
                     return f"the control runs around it took {slower:.2f} x their usual time"
         return ""
 
     def _usual(self, attempt: AttemptFacts, key: str) -> float:
         """The lower median of a figure over the device's other attempts; 0 when there is none."""
-        others = (a for a in self._by_device[_device(attempt)] if a is not attempt)
+        others = (a for a in self._runs if a is not attempt)
         known = [x for a in others if (x := _figure(a, key)) is not None]
         return _lower_median(known) if known else 0.0
 
