@@ -124,7 +124,7 @@ def find(
     return None
 
 
-_DECIDES_WEIGHTS = ("model", "optim", "schedule")
+_DECIDES_WEIGHTS = ("model", "objective", "optim", "schedule")
 _DECIDES_ORDER = ("batch_size", "micro_batch", "context", "stride")
 
 

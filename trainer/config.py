@@ -32,7 +32,7 @@ ENVIRONMENT_KEYS: Mapping[str, tuple[str, type[int | float]]] = {
 class Model:
     """Shape of the network, and how often its weights return to the sphere."""
 
-    kind: str = setting("ngpt", "which architecture", choices=("ngpt", "gpt2"))
+    kind: str = setting("ngpt", "which architecture", choices=("ngpt", "gpt2", "ltg_bert"))
     layers: int = setting(3, "number of blocks", low=1)
     width: int = setting(96, "embedding width", low=2)
     heads: int = setting(3, "attention heads; must divide the width into even parts", low=1)
@@ -52,6 +52,9 @@ class Model:
     logit_scale: float = setting(10.0, "start of the learned scale of the logits", above=0.0)
     rope_base: float = setting(10000.0, "base of the rotary position frequencies", above=1.0)
     project_every: int = setting(7, "steps between two projections onto the sphere", low=1)
+    position_buckets: int = setting(
+        32, "buckets of distances on each side, if model.kind is ltg_bert", low=4
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,9 @@ class Muon:
 class Adam:
     """AdamW, which drives whatever Muon does not; one learning rate per role."""
 
+    lr: float | None = setting(
+        None, "one learning rate for all that AdamW drives; null: those by role below", above=0.0
+    )
     embedding_lr: float = setting(0.01, "learning rate of the token embedding", above=0.0)
     head_lr: float = setting(0.01, "learning rate of the output head", above=0.0)
     scalar_lr: float = setting(0.01, "learning rate of learned scales and gates", above=0.0)
@@ -118,14 +124,53 @@ class Optim:
 
 
 @dataclass(frozen=True, slots=True)
+class Objective:
+    """What is predicted: the next token, or tokens that were hidden; and how those are chosen."""
+
+    kind: str = setting(
+        "causal",
+        "the next token after its past, or hidden tokens between both sides",
+        choices=("causal", "masked"),
+    )
+    mask_share: float = setting(
+        0.15, "tokens that are hidden on average, in training", above=0.0, below=1.0
+    )
+    span_stop: float = setting(
+        1 / 3,
+        "chance that a span ends after each token: geometric lengths; 1: single tokens",
+        above=0.0,
+        high=1.0,
+    )
+    random_share: float = setting(0.1, "spans that become random tokens", low=0.0, high=1.0)
+    keep_share: float = setting(0.1, "spans that stay as they are", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Minimal pairs (BLiMP's form): how often the acceptable sentence is the likelier one."""
+
+    path: str | None = setting(
+        None, 'a file or folder of .jsonl files; "own": the pairs that come with the trainer'
+    )
+    at: tuple[float, ...] = setting(
+        (), "milestones, as shares of run.max_steps; the end is always one", above=0.0, high=1.0
+    )
+    most: int = setting(0, "pairs of each paradigm at most; 0: all", low=0)
+    normalisation: str = setting(
+        "sum", "of a sentence's log-probabilities: sum or mean", choices=("sum", "mean")
+    )
+    merges: str | None = setting(None, "GPT-2's vocab.bpe, if data.kind is shards of its tokens")
+
+
+@dataclass(frozen=True, slots=True)
 class Data:
     """Where the tokens come from, and how many make a step."""
 
     kind: str = setting(
         "stdlib",
-        "corpus: Python's standard library, a text file, any file's bytes, a text's characters, "
-        "token shards, or noise",
-        choices=("stdlib", "text", "bytes", "characters", "shards", "random"),
+        "corpus: Python's standard library, its English manual pages, a text file, any file's "
+        "bytes, a text's characters, token shards, or noise",
+        choices=("stdlib", "topics", "text", "bytes", "characters", "shards", "random"),
     )
     path: str | None = setting(None, "the file, for text, bytes and characters")
     train: str | None = setting(None, "training shards: a path or a glob, if data.kind is shards")
@@ -234,6 +279,9 @@ class Run:
         (), "easier targets that are confirmed on the way, without ending the run", above=0.0
     )
     max_steps: int = setting(400, "steps after which the run ends", low=0)
+    init_from: str | None = setting(
+        None, "checkpoint whose weights to begin with, as --init-from; a resumed run goes on"
+    )
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     threads: int = setting(0, "CPU threads; 0: OMP_NUM_THREADS, else torch's choice", low=0)
     precision: str = setting(
@@ -262,8 +310,10 @@ class Config:
 
     model: Model = field(default_factory=Model)
     optim: Optim = field(default_factory=Optim)
+    objective: Objective = field(default_factory=Objective)
     data: Data = field(default_factory=Data)
     eval: Eval = field(default_factory=Eval)
+    pairs: Pairs = field(default_factory=Pairs)
     schedule: Schedule = field(default_factory=Schedule)
     stop: Stop = field(default_factory=Stop)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
@@ -345,6 +395,7 @@ def _contradictions(config: Config) -> Iterator[Problem]:
     """Rules between keys, checked only when every single value is fine."""
     data, evaluation, run = config.data, config.eval, config.run
     yield from _model_contradictions(config.model, data.context)
+    yield from _objective_contradictions(config)
     yield from _optim_contradictions(config.optim)
     yield from _data_contradictions(data)
     for name in ("probe_tokens", "confirmation_tokens"):
@@ -400,6 +451,31 @@ def _model_contradictions(model: Model, context: int) -> Iterator[Problem]:
         )
     if model.context and context > model.context:
         yield Problem("data.context", context, f"at most model.context = {model.context}")
+
+
+def _objective_contradictions(config: Config) -> Iterator[Problem]:
+    """A model that sees both sides must have something hidden from it; one that does not, cannot."""
+    objective, pairs = config.objective, config.pairs
+    fitting = "masked" if config.model.kind == "ltg_bert" else "causal"
+    if objective.kind != fitting:
+        yield Problem(
+            "objective.kind",
+            objective.kind,
+            f'"{fitting}" when model.kind is "{config.model.kind}"',
+        )
+    if objective.random_share + objective.keep_share > 1:
+        yield Problem(
+            "objective.keep_share", objective.keep_share, "at most 1 less objective.random_share"
+        )
+    if pairs.path is None and pairs.at:
+        yield Problem("pairs.at", list(pairs.at), "none without pairs.path")
+    if pairs.path is not None and config.data.kind in ("characters", "random"):
+        yield Problem("pairs.path", pairs.path, f'none when data.kind is "{config.data.kind}"')
+    shards = config.data.kind == "shards"
+    if pairs.merges is not None and not shards:
+        yield Problem("pairs.merges", pairs.merges, "none unless data.kind is shards")
+    if pairs.path is not None and shards and pairs.merges is None:
+        yield Problem("pairs.merges", None, "GPT-2's vocab.bpe, to read sentences as shards do")
 
 
 def _optim_contradictions(optim: Optim) -> Iterator[Problem]:

@@ -26,8 +26,10 @@ class Evaluator:
         probe: Windows,
         confirmation: Windows,
         windows_per_pass: int,
+        scored: Callable[[Tensor], int | Tensor] = Tensor.numel,
     ) -> None:
-        self._model = model
+        """`scored` counts the targets that the model's mean loss is over."""
+        self._model, self._scored = model, scored
         self._slices = {"probe": probe, "confirmation": confirmation}
         counts = [len(tokens) for tokens, _ in self._slices.values()]
         self._windows_per_pass = _pass_size(counts, windows_per_pass)
@@ -40,15 +42,15 @@ class Evaluator:
 
     @torch.no_grad()
     def loss(self, name: str) -> float:
-        """Nats per token over the whole slice `name`, "probe" or "confirmation"."""
+        """Nats per scored token over the whole slice `name`, "probe" or "confirmation"."""
         tokens, targets = self._slices[name]
         parts = zip(
             torch.split(tokens, self._windows_per_pass),
             torch.split(targets, self._windows_per_pass),
             strict=True,
         )
-        total = sum(self._model(x, y).double() * len(x) for x, y in parts)
-        return float(total) / len(tokens)
+        total = sum(self._model(x, y).double() * self._scored(y) for x, y in parts)
+        return float(total) / float(self._scored(targets))
 
 
 def _pass_size(counts: list[int], limit: int) -> int:

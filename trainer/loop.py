@@ -21,6 +21,7 @@ from trainer.config import Checkpoint as CheckpointConfig
 from trainer.errors import DivergedError
 from trainer.evaluate import Cadence, Evaluator
 from trainer.events import EventWriter
+from trainer.pairs import Milestones
 from trainer.roles import RoledParameter
 from trainer.schedules import Schedule
 from trainer.stopping import Patience, Progress, Smoothing, Targets
@@ -93,7 +94,8 @@ class TrainingLoop:
     `model` maps inputs and targets (B, T) to the mean loss. A step is made of passes over
     `micro_batch` sequences each, so that one compiled graph serves every batch size. Without
     `warm_evaluation` the warm-up leaves evaluation out: for a processor nothing is compiled or loaded
-    before its first pass, and that one is on the evaluation's clock, never on training's.
+    before its first pass, and that one is on the evaluation's clock, never on training's. `scored`
+    counts the targets that a mean loss is over: passes weigh as many.
     """
 
     model: Callable[[Tensor, Tensor], Tensor]
@@ -121,10 +123,13 @@ class TrainingLoop:
     events: EventWriter
     say: Callable[[str], None]
     warm_evaluation: bool = True
+    scored: Callable[[Tensor], int | Tensor] = Tensor.numel
+    milestones: Milestones | None = None
     warnings: list[tuple[str, str]] = field(default_factory=list)
     _evaluations: int = field(default=0, init=False)
     _evaluate_at_tokens: int = field(default=0, init=False)
     _saved_at_step: int = field(default=-1, init=False)
+    _pairs_at_step: int = field(default=-1, init=False)
     _patience_lost: bool = field(default=False, init=False)
     _reported_at: float = field(default=0.0, init=False)
     _reported_clock: tuple[float, int] = field(default=(0.0, 0), init=False)
@@ -147,9 +152,13 @@ class TrainingLoop:
                     self._evaluate()
                 if self._due(self.checkpointing.every_steps):
                     self._save("periodic")
+                if self.milestones is not None and self.progress.step in self.milestones.steps:
+                    self._score_pairs()
         told = reason is StopReason.TERMINATED and self.checkpointing.on_term
         if (self.checkpointing.at_end or told) and self._saved_at_step != self.progress.step:
             self._save("end")
+        if reason is not StopReason.TERMINATED:  # whoever ended it does not wait for this
+            self._score_pairs()
         return reason
 
     def _due(self, every: int) -> bool:
@@ -184,11 +193,12 @@ class TrainingLoop:
         tokens, targets = self.batches.at(step)
         self.optimizer.clear_gradients()
         size = self.micro_batch or len(tokens)
-        passes = len(tokens) // size
+        whole = self.scored(targets)
         total: Tensor | None = None
         for x, y in zip(torch.split(tokens, size), torch.split(targets, size), strict=True):
             self.before_pass()
             loss = self.model(x, y)
+            passes = whole / self.scored(y)  # as many passes of this size make the batch
             torch.autograd.backward(self.optimizer.scale_loss(loss / passes))
             # Into memory of our own: a recorded graph writes the next loss over this one.
             part = loss.detach() / passes
@@ -257,6 +267,16 @@ class TrainingLoop:
         )
         if improved and self.checkpointing.keep_best:
             self._save("best")
+
+    def _score_pairs(self) -> None:
+        """Score the minimal pairs, where there are any and it has not been done at this step."""
+        if self.milestones is None or self._pairs_at_step == self.progress.step:
+            return
+        self._pairs_at_step = self.progress.step
+        with self.clock.during("eval"):
+            accuracy = self.milestones.measure()
+        self._emit("evaluated", metrics=accuracy, slice="pairs")
+        self._tell(f"minimal pairs {accuracy['blimp']:.1%}")
 
     def _confirm(self, crossed: Sequence[float]) -> None:
         with self.clock.during("eval"):

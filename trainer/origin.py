@@ -61,8 +61,8 @@ def find_origin(config: Config, continuation: Continuation, corpus: Corpus) -> O
         checkpoint.refuse_stranger(path, state["identity"], identity)
         _refuse_finished(path, state, max_steps, config.run.target)
         weights = state["weights"]
-    elif continuation.init_from is not None:
-        path = Path(continuation.init_from)
+    elif (named := continuation.init_from or config.run.init_from) is not None:
+        path = Path(named)
         weights = checkpoint.read(path)["weights"]
     if state is None and _saves(config):
         folder.refuse_earlier_run()

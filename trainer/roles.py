@@ -1,6 +1,7 @@
-"""Owns the bridge from a model to its optimizers: what each parameter is for, as plain data.
+"""Owns the bridges between models, optimizers and data: what a parameter is for, what is scored.
 
-It must not know any model or optimizer; models write these records and optimizers read them.
+It must not know any of them; models write these records and optimizers read them, and data write
+the targets that models read.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from torch import Tensor
+
+IGNORED = -100
+"""The target of a place that is not scored."""
 
 
 class Role(StrEnum):

@@ -25,6 +25,9 @@ def base_rates(optim: Optim) -> dict[str, float]:
                 rates[f"{section}.{name}"] = getattr(settings, name)
     if optim.kind != "adamw":
         rates.pop("adam.matrix_lr", None)
+    common = rates.pop("adam.lr", None)
+    if common is not None:
+        rates = {name: common if name.startswith("adam.") else rate for name, rate in rates.items()}
     return rates
 
 

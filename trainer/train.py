@@ -16,15 +16,15 @@ import torch
 from trainer.compilation import compiled, keep_compiled_code
 from trainer.config import Config, as_dict
 from trainer.continuation import Continuation
-from trainer.data.batches import Audit, TrainingBatches, spread_windows
-from trainer.data.corpora import Corpus, load_corpus
-from trainer.data.tokens import place_tokens
+from trainer.data.batches import Audit
+from trainer.data.corpora import load_corpus
 from trainer.errors import OutOfMemoryError
-from trainer.evaluate import Cadence, Evaluator, Windows
+from trainer.evaluate import Cadence, Evaluator
 from trainer.events import EventWriter
 from trainer.hardware import choose_device, describe, peak_memory_bytes, use_threads, versions
 from trainer.loop import StopReason, TrainingLoop
 from trainer.models import LanguageModel, build_model, refuse_attention, refuse_precision
+from trainer.objective import build_milestones, build_task
 from trainer.optim.build import Optimizer, build_optimizer
 from trainer.origin import Origin, find_origin
 from trainer.roles import RoledParameter
@@ -86,29 +86,44 @@ def build_loop(
     """The run of `config`, ready to start, and what `run_started` tells about it."""
     with clock.during("data"):
         corpus = load_corpus(config.data)
-        batches, probe, confirmation = _slices(config, corpus, device)
+        task = build_task(config, corpus, device)
     with clock.during("checkpoint"):
         origin = find_origin(config, continuation, corpus)
     if config.run.compile != "off":
         keep_compiled_code(config.run.compile_cache, device)
-    model, optimizer, parameters = _model_and_optimizer(config, corpus.vocabulary, device, origin)
+    model, optimizer, parameters = _model_and_optimizer(config, task.vocabulary, device, origin)
     callable_model, before_pass = compiled(model, config.run)
+    with clock.during("data"):
+        milestones, cut = build_milestones(
+            config,
+            corpus,
+            task,
+            logits=model.logits,
+            device=device,
+            max_steps=origin.max_steps,
+        )
     loop = TrainingLoop(
         model=callable_model,
         parameters=parameters,
         optimizer=optimizer,
-        batches=batches,
+        batches=task.batches,
         micro_batch=config.data.micro_batch,
         clip_norm=config.run.clip_norm,
         schedule=origin.schedule,
-        evaluator=Evaluator(callable_model, probe, confirmation, config.eval.windows_per_pass),
+        evaluator=Evaluator(
+            callable_model,
+            task.probe,
+            task.confirmation,
+            config.eval.windows_per_pass,
+            scored=task.scored,
+        ),
         cadence=Cadence(config.eval.every_tokens, config.eval.near, config.eval.double_after),
         targets=Targets(config.run.target, config.run.fallback_targets),
         smoothing=Smoothing(config.stop.smoothing_steps),
         patience=Patience(config.stop.patience_tokens, config.stop.min_delta),
         patience_on_validation=config.stop.watch == "validation",
         has_diverged=functools.partial(
-            has_diverged, vocabulary=corpus.vocabulary, explosion=config.run.explosion
+            has_diverged, vocabulary=task.vocabulary, explosion=config.run.explosion
         ),
         max_steps=origin.max_steps,
         stop_requested=stop_requested,
@@ -121,6 +136,8 @@ def build_loop(
         events=events,
         say=say,
         warm_evaluation=config.run.compile != "off" or device.type == "cuda",
+        scored=task.scored,
+        milestones=milestones,
     )
     facts = {
         "config": as_dict(config),
@@ -128,7 +145,7 @@ def build_loop(
         "versions": versions(),
         "data_hash": f"sha256:{corpus.sha256}",
         "data_source": corpus.source,
-        "data_audit": batches.audit.as_dict(),
+        "data_audit": task.audit.as_dict(),
         "parameter_count": sum(parameter.tensor.numel() for parameter in parameters),
         "schedule": origin.schedule.as_dict(),
     }
@@ -141,8 +158,12 @@ def build_loop(
             "clock": origin.state["clock"],
         }
     loop.warnings.extend(("damaged_checkpoint", message) for message in origin.warnings)
-    if batches.audit.overlap:
-        loop.warnings.append(("overlap", _overlap_message(batches.audit)))
+    if task.audit.overlap:
+        loop.warnings.append(("overlap", _overlap_message(task.audit)))
+    if cut:
+        loop.warnings.append(
+            ("pairs_cut", f"{cut} sentences of pairs.path lose their beginning to data.context")
+        )
     return loop, facts
 
 
@@ -199,29 +220,6 @@ def _memory_errors_named(config: Config) -> Iterator[None]:
         if "allocate memory" not in str(error):  # what torch's CPU allocator says
             raise
         raise OutOfMemoryError(_advice(config, error)) from error
-
-
-def _slices(
-    config: Config, corpus: Corpus, device: torch.device
-) -> tuple[TrainingBatches, Windows, Windows]:
-    """Training batches, probe and confirmation slice."""
-    context = config.data.context
-    batches = TrainingBatches(
-        place_tokens(corpus.train, device, config.data.residence),
-        context=context,
-        batch_size=config.data.batch_size,
-        seed=config.run.seed,
-        stride=config.data.stride,
-    )
-    held_out = place_tokens(corpus.validation, device)
-    probe, confirmation = (
-        spread_windows(held_out, context=context, count=tokens // context, name=name)
-        for name, tokens in (
-            ("probe", config.eval.probe_tokens),
-            ("confirmation", config.eval.confirmation_tokens),
-        )
-    )
-    return batches, probe, confirmation
 
 
 def _finish(reason: StopReason, loop: TrainingLoop, device: torch.device) -> None:

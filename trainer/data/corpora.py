@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import importlib.util
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class Corpus:
     """Tokens of both splits, the size of the vocabulary, and what they are.
 
     A split is a list of 1-D arrays of unsigned integers that follow one another. `sha256` covers
-    both splits and their lengths; `source` is for people.
+    both splits and their lengths; `source` is for people. `encode` turns a text into tokens of this
+    corpus; None where that is not known here (shards, characters).
     """
 
     train: Sequence[npt.NDArray[Any]]
@@ -42,6 +44,12 @@ class Corpus:
     vocabulary: int
     sha256: str
     source: str
+    encode: Callable[[str], Sequence[int]] | None = None
+
+
+def bytes_of(text: str) -> Sequence[int]:
+    """The UTF-8 bytes of `text`."""
+    return text.encode()
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -58,6 +66,9 @@ def load_corpus(config: DataConfig) -> Corpus:
         noise = np.random.Generator(np.random.PCG64(_RANDOM_SEED)).bytes(config.max_bytes)
         train, validation = _split(noise, config.validation_share)
         source = "random bytes, which nobody can learn"
+    elif config.kind == "topics":
+        train, validation = _split(read_topics(config.max_bytes), config.validation_share)
+        source = f"the manual pages within Python {platform.python_version()}, English prose"
     else:
         path = Path(config.path or "")
         content = _read_file(path, config.max_bytes)
@@ -70,6 +81,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         [np.frombuffer(validation, np.uint8)],
         BYTE_VOCABULARY,
         source,
+        encode=bytes_of,
     )
 
 
@@ -107,13 +119,15 @@ def _corpus(
     validation: Sequence[npt.NDArray[Any]],
     vocabulary: int,
     source: str,
+    *,
     alphabet: bytes = b"",
+    encode: Callable[[str], Sequence[int]] | None = None,
 ) -> Corpus:
     digest = hashlib.sha256(sum(part.nbytes for part in train).to_bytes(8, "little"))
     for part in (*train, *validation):
         digest.update(part.data)
     digest.update(alphabet)
-    return Corpus(train, validation, vocabulary, digest.hexdigest(), source)
+    return Corpus(train, validation, vocabulary, digest.hexdigest(), source, encode)
 
 
 def _decode(path: Path, content: bytes) -> str:
@@ -125,6 +139,21 @@ def _decode(path: Path, content: bytes) -> str:
             f"{path}: byte {error.start} is not UTF-8; expected a text "
             '(data.kind = "bytes" reads any file)'
         ) from None
+
+
+def read_topics(max_bytes: int) -> bytes:
+    """What Python's own `help()` shows of the language's manual: English prose on every machine.
+
+    Topics follow one another in the order of their names. DataError when this Python lacks them.
+    """
+    if importlib.util.find_spec("pydoc_data.topics") is None:
+        raise DataError(
+            'data.kind = "topics": this Python has no pydoc_data.topics; expected a complete '
+            'standard library (or another data.kind, such as "text")'
+        )
+    from pydoc_data.topics import topics  # noqa: PLC0415 - 0.7 MB that no other run needs
+
+    return "\n".join(topics[name].strip() for name in sorted(topics)).encode()[:max_bytes]
 
 
 def read_source_tree(root: Path, max_bytes: int, validation_share: float) -> tuple[bytes, bytes]:

@@ -15,6 +15,7 @@ from trainer.config import Model as ModelConfig
 from trainer.errors import ConfigError
 from trainer.models.attention import refuse_attention
 from trainer.models.gpt2 import GPT2
+from trainer.models.ltg_bert import LTGBert
 from trainer.models.ngpt import NGPT
 from trainer.models.precision import DTYPES, refuse_precision
 from trainer.roles import RoledParameter
@@ -28,7 +29,10 @@ class LanguageModel(Protocol):
     blocks: nn.ModuleList
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of `targets` (B, T) after `tokens` (B, T); both int64."""
+        """Mean cross-entropy in nats of `targets` (B, T) given `tokens` (B, T); both int64."""
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, V): of what follows each token, or stands in its place."""
 
     def roled_parameters(self) -> Sequence[RoledParameter]:
         """Every trainable tensor, each exactly once, with its role."""
@@ -36,7 +40,7 @@ class LanguageModel(Protocol):
 
 def build_model(
     config: ModelConfig, *, vocabulary: int, context: int, seed: int, precision: str = "fp32"
-) -> NGPT | GPT2:
+) -> NGPT | GPT2 | LTGBert:
     """The configured architecture with float32 weights drawn from `seed` on the CPU.
 
     It embeds `vocabulary` tokens rounded up to a multiple of `model.pad_vocabulary_to`, has places
@@ -60,7 +64,6 @@ def build_model(
         "width": config.width,
         "heads": config.heads,
         "hidden": config.hidden,
-        "attention": config.attention,
         "compute_dtype": None if precision == "fp32" else DTYPES[precision],
         "generator": Generator().manual_seed(seed),
     }
@@ -72,15 +75,21 @@ def _ngpt(config: ModelConfig, shape: Mapping[str, Any]) -> NGPT:
         alpha=config.alpha,
         logit_scale=config.logit_scale,
         rope_base=config.rope_base,
+        attention=config.attention,
         **shape,
     )
 
 
-def _gpt2(_config: ModelConfig, shape: Mapping[str, Any]) -> GPT2:
-    return GPT2(**shape)
+def _gpt2(config: ModelConfig, shape: Mapping[str, Any]) -> GPT2:
+    return GPT2(attention=config.attention, **shape)
 
 
-_BUILDERS: Mapping[str, Callable[[ModelConfig, Mapping[str, Any]], NGPT | GPT2]] = {
+def _ltg_bert(config: ModelConfig, shape: Mapping[str, Any]) -> LTGBert:
+    return LTGBert(position_buckets=config.position_buckets, **shape)
+
+
+_BUILDERS: Mapping[str, Callable[[ModelConfig, Mapping[str, Any]], NGPT | GPT2 | LTGBert]] = {
     "ngpt": _ngpt,
     "gpt2": _gpt2,
+    "ltg_bert": _ltg_bert,
 }

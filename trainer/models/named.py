@@ -51,4 +51,9 @@ NAMED: Mapping[str, NamedModel] = {
         vocabulary=50_257,
         context=1024,
     ),
+    "ltg-bert-base": NamedModel(
+        Model(kind="ltg_bert", layers=12, width=768, heads=12, hidden=2048),
+        vocabulary=16_385,  # the mask is one of them
+        context=512,
+    ),
 }

@@ -177,17 +177,17 @@ def _rules(
         rates = dict.fromkeys(("embedding", "head", "scalar", "matrix"), sgd.lr)
         return rates, [SGD(groups, momentum=sgd.momentum, nesterov=sgd.nesterov)]
     rates = {
-        "embedding": adam.embedding_lr,
-        "head": adam.head_lr,
-        "scalar": adam.scalar_lr,
-        "matrix": adam.matrix_lr if config.kind == "adamw" else config.muon.lr,
+        "embedding": adam.lr or adam.embedding_lr,
+        "head": adam.lr or adam.head_lr,
+        "scalar": adam.lr or adam.scalar_lr,
+        "matrix": adam.lr or adam.matrix_lr if config.kind == "adamw" else config.muon.lr,
     }
     groups = [
         Group(by_role[role], rates[role]) for role in (Role.EMBEDDING, Role.HEAD, Role.SCALAR)
     ]
     rules: list[Rule] = []
     if config.kind == "adamw":
-        groups.append(Group(matrices, adam.matrix_lr, adam.weight_decay))
+        groups.append(Group(matrices, rates["matrix"], adam.weight_decay))
     elif matrices:
         rules.append(_muon(matrices, config, compiled=compiled))
     rules.append(AdamW(groups, beta1=adam.beta1, beta2=adam.beta2, eps=adam.eps))
