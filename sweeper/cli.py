@@ -37,6 +37,7 @@ VERBS = {
     "show": "look:show",
     "logs": "look:logs",
     "studies": "look:studies",
+    "doctor": "doctor:doctor",
     "report": "output:report",
     "export": "output:export",
     "dashboard": "output:dashboard",
@@ -163,6 +164,17 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--devices", metavar="0,1")
     status = with_study(verb("status", "where every stage stands"))
     status.add_argument("--watch", action="store_true", help="live, until nobody runs it any more")
+    doctor = verb(
+        "doctor", "what is wrong with this machine, or with training runs; what to change"
+    )
+    doctor.add_argument(
+        "what",
+        nargs="?",
+        metavar="STUDY|TRIAL|FILE",
+        help="a study's runs, one trial's, a run folder or a file of events; without it: this machine",
+    )
+    doctor.add_argument("--study", metavar="STUDY", help="whose trial it is")
+    doctor.add_argument("--rules", type=Path, metavar="FILE", help="further rules (doctor.toml)")
     report = with_study(verb("report", "report.html, report.md and report.json"))
     report.add_argument("--out", type=Path, metavar="DIR")
     report.add_argument("--target", type=_number, metavar="X")

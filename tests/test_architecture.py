@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "executors": WORDS | {"devices", "runner"},
     "storage": WORDS,
     "report": WORDS | {"analysis", "configuration"},
+    "doctor": WORDS,
     "behind": set(),
     "patience": {"errors"},
     "notify": {"objective", "progress", "study", "trial"},
@@ -88,6 +89,7 @@ ALLOWED: dict[str, set[str]] = {
         "plan_document",
         "storage",
         "report",
+        "doctor",
     }
     | {"search.base", "search.dashboard", "search.optuna_search", "executors.local"},
     "cli": {"errors", "commands"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from sweeper.app import App
@@ -30,12 +31,33 @@ def status(args: argparse.Namespace) -> int:
 
             Watch(study, app.store(), app.progress(study)).until_over()
         document = status_document(study, app.store() if app.has_database() else None)
+        document["findings"] = _findings(app, study) if _is_running(document) else []
         app.out(document)
         if not args.json:
             from sweeper.report import console  # noqa: PLC0415
 
             app.console().print(console.status_table(document))
+            for found in document["findings"]:
+                app.say(f"{found['trial']}: {found['rule']}: {found['meaning']}")
+            if document["findings"]:
+                app.say("`sweep doctor TRIAL` says what to change")
     return EXIT_DONE
+
+
+def _is_running(document: dict[str, Any]) -> bool:
+    return any(stage["running"] for stage in document["stages"])
+
+
+def _findings(app: App, study: Study) -> list[dict[str, Any]]:
+    """What the doctor finds in the trials that run now."""
+    from sweeper.doctor.rounds import Rounds, rules_of  # noqa: PLC0415
+
+    rounds = Rounds(rules_of(study.folder))
+    return [
+        {"trial": attempt.trial_id, **finding.as_dict()}
+        for attempt in app.store().running(study.name)
+        for finding in rounds.look(attempt.trial_id, Path(attempt.folder))
+    ]
 
 
 def status_document(study: Study, store: Store | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sweeper import attempts
+from sweeper.doctor.rounds import Rounds, rules_of
 from sweeper.objective import time_to_target
 from sweeper.paths import AttemptPaths
 from sweeper.progress import Progress
@@ -45,6 +46,7 @@ class Watch:
     _ended: dict[str, int] = field(default_factory=dict)
     _running: dict[str, _Followed] = field(default_factory=dict)
     _idle: int = 0
+    _rounds: Rounds | None = None
 
     def until_over(self) -> None:
         """Look again and again; returns when nobody runs the study, or on Ctrl-C."""
@@ -121,6 +123,7 @@ class Watch:
         return list(self.store.facts(self.study.name, record.stage, trials=trials))
 
     def _follow(self, followed: _Followed) -> None:
+        self._examine(followed)
         metric = self.study.objective.metric
         for event in followed.follow.new():
             if event.get("event") != "evaluated" or event.get("slice", "probe") != "probe":
@@ -133,6 +136,14 @@ class Watch:
         if cap_s != followed.cap_s:
             followed.cap_s = cap_s
             self.progress.bounded(followed.trial, cap_s)
+
+    def _examine(self, followed: _Followed) -> None:
+        """Say what the doctor finds in a running trial, each finding once."""
+        if self._rounds is None:
+            self._rounds = Rounds(rules_of(self.study.folder))
+        trial_id = followed.trial.id
+        for finding in self._rounds.look(trial_id, followed.paths.folder):
+            self.progress.note(f"{trial_id}: {finding.rule}: {finding.meaning} {finding.advice}")
 
 
 def _cap_s(paths: AttemptPaths) -> float | None:
