@@ -280,7 +280,9 @@ class Run:
     )
     max_steps: int = setting(400, "steps after which the run ends", low=0)
     init_from: str | None = setting(
-        None, "checkpoint whose weights to begin with, as --init-from; a resumed run goes on"
+        None,
+        "checkpoint whose weights to begin with, as --init-from; null or empty: none; a resumed run "
+        "goes on",
     )
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     threads: int = setting(0, "CPU threads; 0: OMP_NUM_THREADS, else torch's choice", low=0)

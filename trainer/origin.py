@@ -61,7 +61,7 @@ def find_origin(config: Config, continuation: Continuation, corpus: Corpus) -> O
         checkpoint.refuse_stranger(path, state["identity"], identity)
         _refuse_finished(path, state, max_steps, config.run.target)
         weights = state["weights"]
-    elif (named := continuation.init_from or config.run.init_from) is not None:
+    elif named := continuation.init_from or config.run.init_from:
         path = Path(named)
         weights = checkpoint.read(path)["weights"]
     if state is None and _saves(config):

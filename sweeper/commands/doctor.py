@@ -42,7 +42,7 @@ def doctor(args: argparse.Namespace) -> int:
         is_run = path.is_file() and path.suffix in (".jsonl", ".json")
         if args.what and (is_run or AttemptPaths(path).events.exists() or _raw(path)):
             return _runs(app, str(path), [read_run(path)], rules, many=False)
-        args.study, trial = _study_and_trial(app, args.what, args.study)
+        args.study, trial = _study_and_trial(app, args)
         study = app.study()
         rules = rule_files.joined(rules_of(study.folder), *further)
         folders = list(last_attempts(app.home.study(study.name), trial))
@@ -57,19 +57,16 @@ def _raw(path: Path) -> bool:
     return path.is_dir() and AttemptPaths(path).raw_events.exists()
 
 
-def _study_and_trial(
-    app: App, what: str | None, study: str | None
-) -> tuple[str | None, str | None]:
+def _study_and_trial(app: App, args: argparse.Namespace) -> tuple[str | None, str | None]:
     """What the words mean: a study, or a trial of the study that is named or the default one."""
+    what, study = args.what, args.study
     if what is None:
         return study, None
-    name = catalog.load(catalog.choose(study)).name
-    if study is not None or (app.home.study(name) / what).is_dir():
-        if not (app.home.study(name) / what).is_dir():
-            raise StudyError(
-                f"{name}: no trial {what!r} has a run folder here (see `sweep status`)"
-            )
+    name = catalog.load(catalog.choose(study), scale=getattr(args, "scale", None)).name
+    if (app.home.study(name) / what).is_dir():
         return study, what
+    if study is not None:
+        raise StudyError(f"{name}: no trial {what!r} has a run folder here (see `sweep status`)")
     return what, None
 
 
