@@ -16,8 +16,8 @@ def events(steps=60, lr=0.0, finished=False):
     """A run whose learning rate is 0 in the middle of its plan."""
     config = {"run": {"max_steps": 200, "clip_norm": 1.0}}
     bodies = [("run_started", 0, {"config": config})]
-    for step in range(1, steps + 1):
-        bodies.append(("step", step, {"loss": 3.0 - step / 100, "lr": lr, "grad_norm": 0.5}))
+    numbers = {"lr": lr, "grad_norm": 0.5}
+    bodies += [("step", n, {"loss": 3.0 - n / 100, **numbers}) for n in range(1, steps + 1)]
     if finished:
         bodies.append(("run_finished", steps, {"reason": "steps"}))
     return "".join(
