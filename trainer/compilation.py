@@ -69,5 +69,17 @@ def compiled(model: Any, config: RunConfig) -> tuple[Callable[..., Any], Callabl
     return model, before
 
 
+def uncompiled(call: Callable[..., Any], config: RunConfig) -> Callable[..., Any]:
+    """`call` as it is without a compiler: for inputs of many shapes, each of which it would compile."""
+    if config.compile == "off":
+        return call  # nothing to switch off, and no reason to import the compiler
+
+    def plainly(*inputs: Any) -> Any:
+        with torch.compiler.set_stance("force_eager"):
+            return call(*inputs)
+
+    return plainly
+
+
 def _nothing() -> None:
     """Nothing is recorded, so there is nothing to mark."""

@@ -465,6 +465,9 @@ def _objective_contradictions(config: Config) -> Iterator[Problem]:
             objective.kind,
             f'"{fitting}" when model.kind is "{config.model.kind}"',
         )
+    if objective.kind == "masked" and config.run.compile == "whole":
+        # As many logits as hidden tokens: a shape that changes from step to step.
+        yield Problem("run.compile", "whole", '"block" or "off" when objective.kind is "masked"')
     if objective.random_share + objective.keep_share > 1:
         yield Problem(
             "objective.keep_share", objective.keep_share, "at most 1 less objective.random_share"

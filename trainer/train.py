@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainer.compilation import compiled, keep_compiled_code
+from trainer.compilation import compiled, keep_compiled_code, uncompiled
 from trainer.config import Config, as_dict
 from trainer.continuation import Continuation
 from trainer.data.batches import Audit
@@ -98,7 +98,7 @@ def build_loop(
             config,
             corpus,
             task,
-            logits=model.logits,
+            logits=uncompiled(model.logits, config.run),
             device=device,
             max_steps=origin.max_steps,
         )

@@ -106,7 +106,8 @@ def read_run(place: Path, name: str | None = None) -> RunLog:
         raise StudyError(
             f"{file}: cannot be read ({error.strerror}); expected a file of events, or a run folder"
         ) from None
-    log = from_lines(lines, name or place.name)
+    trial = place.parent.name if place.name.startswith("attempt-") else place.name
+    log = from_lines(lines, name or trial)
     if place.is_dir():
         log.outcome = _document(paths.outcome)
     if log.unreadable and not (log.started or log.reports or log.measured):

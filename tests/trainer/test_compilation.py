@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
-from trainer.compilation import cache_folder, keep_compiled_code
+from trainer.compilation import cache_folder, keep_compiled_code, uncompiled
+from trainer.config import Model, Run
 from trainer.errors import ConfigError
+from trainer.models import build_model
 
 CPU = torch.device("cpu")
 
@@ -85,3 +87,24 @@ def test_compiled_runs_learn_the_same_and_their_code_serves_every_batch_size(wha
     # A run with another batch, of passes of the same shape, compiles nothing new.
     curve(tmp_path, what, batch_size=6)
     assert compiled_files(tmp_path) == first
+
+
+@pytest.mark.long
+def test_sentences_of_many_lengths_are_not_compiled_one_by_one():
+    compiled_shapes = []
+
+    def backend(graph, inputs):
+        compiled_shapes.append([tuple(i.shape) for i in inputs if isinstance(i, torch.Tensor)])
+        return graph.forward
+
+    config = Model(kind="ltg_bert", layers=1, width=16, heads=2, hidden=16)
+    net = build_model(config, vocabulary=20, context=16, seed=0)
+    for block in net.blocks:
+        block.compile(dynamic=False, backend=backend)
+    logits = uncompiled(net.logits, Run(compile="block"))
+    with torch.no_grad():
+        for length in (3, 5, 7):
+            logits(torch.arange(length)[None])
+        assert compiled_shapes == []
+        net.logits(torch.arange(16)[None])
+    assert len(compiled_shapes) == 1

@@ -123,3 +123,16 @@ def test_a_model_that_does_not_fit_the_objective_is_refused(kind, objective, exp
     assert [str(problem) for problem in problems] == [
         f'objective.kind = "{objective}": expected "{expected}" when model.kind is "{kind}"'
     ]
+
+
+def test_compiling_the_whole_is_refused():
+    """It would be compiled again for every number of hidden tokens."""
+    raw = {
+        "model": {"kind": "ltg_bert"},
+        "objective": {"kind": "masked"},
+        "run": {"compile": "whole"},
+    }
+    _, problems = examine(raw)
+    assert [problem.key for problem in problems] == ["run.compile"]
+    raw["run"]["compile"] = "block"
+    assert not examine(raw)[1]
