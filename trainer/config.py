@@ -232,6 +232,9 @@ class Schedule:
     step_every: int = setting(100, "steps between two drops of the step schedule", low=1)
     step_factor: float = setting(0.5, "factor of each drop", above=0.0, high=1.0)
     horizon: int = setting(0, "steps at which a decay ends; 0: run.max_steps", low=0)
+    horizon_tokens: int = setting(
+        0, "or the tokens: then runs of other batches decay over the same data", low=0
+    )
     restart: float | None = setting(
         None, "factor from which an extension goes on; null: the one in force", above=0.0, high=1.0
     )
@@ -526,6 +529,10 @@ def _schedule_contradictions(schedule: Schedule) -> Iterator[Problem]:
     if schedule.warmup_steps and schedule.warmup_share:
         yield Problem(
             "schedule.warmup_share", schedule.warmup_share, "0 when schedule.warmup_steps is set"
+        )
+    if schedule.horizon and schedule.horizon_tokens:
+        yield Problem(
+            "schedule.horizon_tokens", schedule.horizon_tokens, "0 when schedule.horizon is set"
         )
     if schedule.kind == "wsd" and schedule.warmup_share + schedule.decay_share > 1:
         yield Problem(

@@ -5,6 +5,8 @@ It must not know how a checkpoint is written, nor how the loop takes a state ove
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any
 from trainer import checkpoint, schedules
 from trainer.checkpoint import CheckpointFolder
 from trainer.config import Config
+from trainer.config import Schedule as ScheduleConfig
 from trainer.continuation import Continuation
 from trainer.data.corpora import Corpus
 from trainer.errors import CheckpointError, ConfigError
@@ -127,10 +130,19 @@ def _saves(config: Config) -> bool:
     return bool(when.every_steps or when.at_end or when.on_term or when.keep_best)
 
 
+def _in_steps(config: Config) -> ScheduleConfig:
+    """The schedule's settings with a horizon in tokens told in steps."""
+    settings, data = config.schedule, config.data
+    if not settings.horizon_tokens:
+        return settings
+    steps = math.ceil(settings.horizon_tokens / (data.batch_size * data.context))
+    return dataclasses.replace(settings, horizon=steps)
+
+
 def _schedule(config: Config, max_steps: int, state: Mapping[str, Any] | None) -> Schedule:
     """The former plan where a run goes on as planned, else a new one from where it stands."""
     if state is None:
-        return schedules.plan(config.schedule, max_steps)
+        return schedules.plan(_in_steps(config), max_steps)
     former = schedules.restored(state["schedule"])
     if max_steps == state["max_steps"]:
         return former

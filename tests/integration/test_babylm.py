@@ -12,24 +12,25 @@ from sweeper.design.groups import plan_stage1
 from sweeper.study_file import load
 
 STUDY = Path(__file__).resolve().parents[2] / "studies" / "babylm"
-LR, BATCH, HORIZON = "optim.adam.lr", "data.batch_size", "schedule.horizon"
+LR, BATCH = "optim.adam.lr", "data.batch_size"
 ENOUGH_S = 540.0  # it takes a minute or so; a busy machine may need a multiple
 SHORTER = {
     "steps = 480": "steps = 40",
     "target = 2.6\nfallback = [2.8]": "target = 3.3\nfallback = [3.8]",
-    "runs = 6\nreplicates = 2": "runs = 3\nreplicates = 1",
+    "runs = 9 # up to five parameters may vary, beside two replicates\nreplicates = 2": (
+        "runs = 7\nreplicates = 1"
+    ),
     "top = 2\nrepeats = 3": "top = 1\nrepeats = 1",
+    "[resources]\ngpus = 1\n": "[resources]\ngpus = 1\n\n[validity]\ngate = false\n",
 }
 
 
 def test_the_arms_of_the_document():
     plan = plan_stage1(load(STUDY), {})
     first, second = plan.trials[:2]
-    assert (first.point[LR], first.point[BATCH], first.point[HORIZON]) == (1e-4, 24 * 3, 45_600)
+    assert (first.point[LR], first.point[BATCH]) == (1e-4, 24 * 3)
     assert (second.point[LR], second.point[BATCH]) == (2e-4, 32 * 8)
     assert second.point["schedule.warmup_share"] == 0.06
-    for trial in plan.trials:  # the decay ends after as many tokens, whatever the batch
-        assert trial.point[HORIZON] * trial.point[BATCH] == pytest.approx(45_600 * 72, rel=0.01)
     assert plan.entries == plan.distinct == 15
 
 
@@ -49,7 +50,7 @@ def test_the_small_form_from_its_file_to_its_report(sweep, tmp_path):
     text = (folder / "study.toml").read_text(encoding="utf-8")
     for old, new in SHORTER.items():
         assert old in text
-        text = text.replace(old, new)
+        text = text.replace(old, new)  # (other tests run beside this one: times are not the point)
     (folder / "study.toml").write_text(text, encoding="utf-8")
     small = (folder / "small.toml").read_text(encoding="utf-8")
     (folder / "small.toml").write_text(
@@ -57,8 +58,8 @@ def test_the_small_form_from_its_file_to_its_report(sweep, tmp_path):
     )
 
     done = sweep.start("run", str(folder), "--scale", "small", "--json").finish(ENOUGH_S)
+    assert done.code == 0, done.text
     document = done.json()
-    assert document["exit"] == 0
     assert document["failed"] == 0
     assert document["best"]["point"][LR] > 5e-4  # the low rate is not the fastest
     report = sweep.home / "reports" / "babylm-small" / "report.html"

@@ -8,7 +8,9 @@ import torch
 
 from trainer.config import Schedule as ScheduleConfig
 from trainer.config import examine, parse
+from trainer.continuation import Continuation
 from trainer.errors import ConfigError
+from trainer.origin import planned_schedule
 from trainer.schedules import plan, replan, restored
 
 
@@ -131,3 +133,13 @@ def test_a_schedule_that_cannot_be_is_a_configuration_error(keys, key):
     assert problem.key == key
     with pytest.raises(ConfigError):
         parse({"schedule": keys}, "test")
+
+
+def test_a_horizon_in_tokens_is_the_same_data_for_every_batch():
+    for batch, steps in ((24, 480), (64, 180)):
+        raw = {
+            "data": {"batch_size": batch, "context": 64},
+            "schedule": {"kind": "cosine", "horizon_tokens": 737_280},
+        }
+        schedule, _, _ = planned_schedule(parse(raw, "test"), Continuation())
+        assert schedule.end == steps
