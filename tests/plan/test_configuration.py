@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeper import pattern_sets
 from sweeper.configuration import fill_command, places, resolve_config
 from sweeper.design.groups import complete
 from sweeper.study_file import load
@@ -114,3 +115,18 @@ def test_a_value_stays_in_its_argument(study):
 def test_lonely_braces(wrong):
     with pytest.raises(ValueError, match="brace"):
         places(wrong)
+
+
+def test_a_set_of_patterns_is_extended_and_overridden(study_text, write_study):
+    def patterns(table):
+        return load(
+            write_study(study_text.replace("[limits]", f"{table}\n[limits]"))
+        ).trainer.patterns
+
+    ready = patterns('[trainer.patterns]\nset = "nanogpt"')
+    assert ready == pattern_sets.patterns("nanogpt", "val_loss")
+    own = patterns(
+        "[trainer.patterns]\nset = 'nanogpt'\nstep = ''\ntokens = 'tokens (?P<tokens>.+)'"
+    )
+    assert own == {"evaluated": ready["evaluated"], "tokens": "tokens (?P<tokens>.+)"}
+    assert "set" not in patterns("[trainer.patterns]\ne = '(?P<metric>.+)'")
