@@ -28,7 +28,7 @@ WORDS = {
     "paths",
     "pattern_sets",
 }
-EDGE = {"study_file", "catalog", "configuration", "fingerprint", "devices", "runner", "pattern_sets"}
+EDGE = {"study_file", "catalog", "configuration", "fingerprint", "devices", "runner"}
 PURE = {"design", "racing", "analysis"}
 SEAMS = {"executors.base", "search.base", "storage.base"}
 ALLOWED: dict[str, set[str]] = {
@@ -95,6 +95,7 @@ ALLOWED: dict[str, set[str]] = {
         "replay",
         "attempts",
         "notify",
+        "pattern_sets",
         "steering",
         "telling",
         "plan_document",

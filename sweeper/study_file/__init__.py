@@ -136,8 +136,8 @@ def _with_set(source: Source, document: _Document) -> _Document:
         raise source.error(
             Problem(
                 ("trainer", "patterns", "set"),
-                f"no such set: {show(name)}{nearest(name.lower(), SETS)}; known: {', '.join(SETS)}. A regular "
-                "expression goes under a name of its own, such as evaluated",
+                f"no such set: {show(name)}{nearest(name.lower(), SETS)}; known: {', '.join(SETS)}. "
+                "A regular expression goes under a name of its own, such as evaluated",
             )
         )
     ready = pattern_set(name, document.objective.metric)
