@@ -55,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "executors": WORDS | {"devices", "runner"},
     "storage": WORDS,
     "report": WORDS | {"analysis", "configuration"},
+    "scaffold": {"errors", "space"},
     "behind": set(),
     "patience": {"errors"},
     "notify": {"objective", "progress", "study", "trial"},
@@ -93,6 +94,7 @@ ALLOWED: dict[str, set[str]] = {
         "sweep",
         "stages",
         "replay",
+        "scaffold",
         "attempts",
         "notify",
         "pattern_sets",
@@ -103,7 +105,7 @@ ALLOWED: dict[str, set[str]] = {
         "report",
     }
     | {"search.base", "search.dashboard", "search.optuna_search", "executors.local"},
-    "cli": {"errors", "commands"},
+    "cli": {"errors", "commands", "pattern_sets"},
 }
 # Third-party packages by part; what is not named here may use the standard library alone.
 PACKAGES: dict[str, set[str]] = {
