@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "storage": WORDS,
     "report": WORDS | {"analysis", "configuration"},
     "scaffold": {"errors", "space"},
+    "integrations": set(),
     "behind": set(),
     "patience": {"errors"},
     "notify": {"objective", "progress", "study", "trial"},
@@ -120,6 +121,7 @@ PACKAGES: dict[str, set[str]] = {
     "attempts": {"tomli_w"},
     "app": {"rich"},
     "commands": {"tomli_w", "pydantic"},
+    "integrations": {"transformers", "lightning", "pytorch_lightning"},
 }
 STANDARD_LIBRARY_ONLY = (
     "trial",
