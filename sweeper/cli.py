@@ -145,6 +145,9 @@ def _init_options(init: _Parser) -> None:
     init.add_argument(
         "--out", type=Path, metavar="FILE", help="default: study.toml beside the script"
     )
+    init.add_argument(
+        "--cwd", type=Path, metavar="DIR", help="where it runs; default: its own folder"
+    )
     init.add_argument("--force", action="store_true", help="replace a file that is there")
     init.add_argument("--name", metavar="NAME", help="the study's name; default: the script's")
     init.add_argument("--metric", metavar="NAME", help="default: what is found in its output")

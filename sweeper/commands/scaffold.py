@@ -25,6 +25,7 @@ from sweeper.commands.trial_run import OWN, PROTOCOL, Seen, run_briefly
 from sweeper.design.groups import plan_stage1
 from sweeper.devices import find_gpus
 from sweeper.errors import EXIT_DONE, DiskUnusable, StudyError, StudyFileError
+from sweeper.executors.local import NOT_FOR_TRAINERS
 from sweeper.paths import write_whole
 from sweeper.pattern_sets import SETS
 from sweeper.scaffold.draft import Draft
@@ -42,9 +43,10 @@ _PARSERS = re.compile(
 
 @dataclass(frozen=True)
 class Script:
-    """The script: where it is, what starts it (seen from its folder), and the options it takes."""
+    """The script: where it is, the folder it runs in, what starts it there, the options it takes."""
 
     path: Path
+    folder: Path
     start: tuple[str, ...]
     options: Options
 
@@ -129,34 +131,40 @@ def _script(args: argparse.Namespace) -> Script:
             path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         )
         raise StudyError(f"{path}: {what}; expected a training script{near}")
+    folder: Path = args.cwd or path.parent
+    if not folder.is_dir():
+        raise StudyError(f"--cwd {folder}: is no folder; name the one that the script is to run in")
+    seen = os.path.relpath(path.absolute(), folder.absolute())
     if path.suffix == ".py":
         python = args.python or "{python}"
         nodes = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={args.gpus}")
-        start = (python, *(nodes if args.gpus and args.gpus > 1 else ()), path.name)
+        start = (python, *(nodes if args.gpus and args.gpus > 1 else ()), seen)
         try:
             text = path.read_text(encoding="utf-8")
             options = from_source(text)
         except (SyntaxError, ValueError) as error:  # not UTF-8, or not Python
             raise StudyError(f"{path}: not Python that this interpreter reads: {error}") from None
         if not options.found and _PARSERS.search(text):
-            options = _ask_help(path, (args.python or sys.executable, path.name))
-        return Script(path, start, options)
+            options = _ask_help(path, folder, (args.python or sys.executable, seen))
+        return Script(path, folder, start, options)
     if not os.access(path, os.X_OK):
         raise StudyError(
             f"{path}: may not be executed, and is no Python script; chmod +x, with an interpreter "
             "in its first line"
         )
-    start = (f"./{path.name}",)
-    return Script(path, start, Options(how="given") if args.param else _ask_help(path, start))
+    start = (seen if os.sep in seen else f"./{seen}",)
+    options = Options(how="given") if args.param else _ask_help(path, folder, start)
+    return Script(path, folder, start, options)
 
 
-def _ask_help(path: Path, start: Sequence[str]) -> Options:
+def _ask_help(path: Path, folder: Path, start: Sequence[str]) -> Options:
     """What it prints for --help. A script that knows none may begin to train: it is ended then."""
     with tempfile.TemporaryFile() as said:
         try:
             process = subprocess.Popen(
                 [*start, "--help"],
-                cwd=path.absolute().parent,
+                cwd=folder,
+                env={k: v for k, v in os.environ.items() if k not in NOT_FOR_TRAINERS},
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
@@ -266,7 +274,7 @@ def _draft(
     taken = seed is None or seed.kind == "flag" or "seed" in placed
     if not taken and not any("seed" in word for word in words[len(script.start) :]):
         words.append(f"{script.options.prefix}{seed.name if seed else 'seed'}={{seed}}")
-    folder = os.path.relpath(script.path.absolute().parent, out.absolute().parent)
+    folder = os.path.relpath(script.folder.absolute(), out.absolute().parent)
     own = _own_patterns(args.pattern, args.metric)
     name = args.name or re.sub(r"[^A-Za-z0-9._-]+", "-", script.path.stem).strip("-._") or "study"
     usual = SETS[args.set].metric if args.set else "val_loss"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from pathlib import Path
 
@@ -130,3 +131,21 @@ def test_a_set_of_patterns_is_extended_and_overridden(study_text, write_study):
     )
     assert own == {"evaluated": ready["evaluated"], "tokens": "tokens (?P<tokens>.+)"}
     assert "set" not in patterns("[trainer.patterns]\ne = '(?P<metric>.+)'")
+
+
+def test_the_patterns_of_the_documentation(study_text, write_study):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "your-script.md").read_text(
+        encoding="utf-8"
+    )
+    tables = [block.partition("```")[0] for block in text.split("```toml\n")[1:]]
+    shown = [t[t.index("[trainer.patterns]") :] for t in tables if "[trainer.patterns]" in t]
+    assert len(shown) == 2
+    found = [
+        load(write_study(study_text.replace("[limits]", f"{table}\n[limits]"))).trainer.patterns
+        for table in shown
+    ]
+    assert list(found[1]) == ["line", "checkpoint"]
+    printed = (
+        "Epoch 1, global step 40: 'val_loss' reached 0.58829 (best 0.58829), saving model to 'x'"
+    )
+    assert re.search(found[1]["checkpoint"], printed)["metric"] == "0.58829"

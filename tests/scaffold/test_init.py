@@ -124,14 +124,15 @@ def test_words_after_the_dashes_are_the_scripts(init, tmp_path):
         (NANOGPT, f"--param {LR} --set nanogpt --pattern x", 2, ["not allowed with"]),
         (NANOGPT, f"--param {LR} --pattern (", 2, ["not a regular expression"]),
         (NANOGPT, f"--param {LR} --out nowhere/study.toml", 2, ["there is no folder nowhere"]),
+        (NANOGPT, f"--param {LR} --cwd nowhere", 2, ["--cwd nowhere: is no folder"]),
         (NANOGPT, f"--param {LR} --gpus 1", 3, ["no GPU"]),
         ("raise RuntimeError('no data here')", f"--param {LR} --gpus 0", 3,
          ["failed after", "exit code 1", "no data here"]),
-        ("print('loss is', loss, flush=True)", f"--param {LR} --gpus 0 --deadline 0.5", 3,
-         ["stopped after", "stdout: loss is ", "tried: protocol, modded-nanogpt (val_loss), nanogpt",
-          "--pattern"]),
+        ("print('loss is', loss, flush=True)", f"--param {LR} --gpus 0 -- --max_iters=40", 3,
+         ["ended", "stdout: loss is ", "tried: protocol, modded-nanogpt (val_loss), nanogpt", "--pattern"]),
         ("pass", f"--param {LR} --gpus 0 -- --max_iters=1", 3, ["ended", "stdout: hello 1"]),
-        (NANOGPT, f"--param {LR} --gpus 0 --set lightning --deadline 0.5", 3, ["tried: lightning"]),
+        (NANOGPT, f"--param {LR} --gpus 0 --set lightning --deadline 0.5", 3,
+         ["stopped after", "tried: lightning"]),
         (NANOGPT, f"--param {LR} --gpus 0 -- --bad=1", 3, ["exit code 2", "unrecognized arguments"]),
     ],
     ids=lambda v: None if isinstance(v, list | int) else str(v)[:40],
@@ -168,6 +169,9 @@ def test_a_program_in_another_folder_that_is_no_python(init, tmp_path):
     assert (code, said["reader"]) == (0, "plain")
     assert said["command"] == ["./train.sh", "{n}"]
     assert load(tmp_path / "s.toml").trainer.cwd == "there"
+    code, said, _ = init(None, f"--cwd . --force {words}", script="there/train.sh")
+    assert (code, said["command"][0]) == (0, "there/train.sh")
+    assert load(tmp_path / "s.toml").trainer.cwd is None
 
 
 def test_nothing_is_left_running(init, tmp_path):
