@@ -31,6 +31,7 @@ def steps_to(facts, loss, parameter):
     }
 
 
+@pytest.mark.long
 def test_a_loop_of_any_python_script(sweep, example):
     study = example("any-loop")
     subprocess.run([sys.executable, "train.py"], cwd=study, check=True, timeout=60)
@@ -44,6 +45,7 @@ def test_a_loop_of_any_python_script(sweep, example):
     assert done["best"]["point"]["lr"] in (0.03, 0.1)
 
 
+@pytest.mark.long
 def test_a_program_in_another_language(sweep, example):
     if shutil.which("awk") is None:
         pytest.skip("no awk here")

@@ -151,6 +151,7 @@ PRINTS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", list(PRINTS))
 def test_the_same_script_in_the_manner_of_a_library(sweep, untouched, name):
     lines = SCRIPT.splitlines(keepends=True)

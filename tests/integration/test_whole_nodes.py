@@ -77,6 +77,7 @@ def node(sweep):
     return folder / "study.toml", env
 
 
+@pytest.mark.long
 def test_two_trials_of_four_gpus_each_side_by_side(sweep, node):
     study, env = node
     assert "gpu0+1+2+3, gpu4+5+6+7" in sweep("check", str(study), **env).out

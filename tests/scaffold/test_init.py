@@ -129,7 +129,7 @@ def test_words_after_the_dashes_are_the_scripts(init, tmp_path):
         ("raise RuntimeError('no data here')", f"--param {LR} --gpus 0", 3,
          ["failed after", "exit code 1", "no data here"]),
         ("print('loss is', loss, flush=True)", f"--param {LR} --gpus 0 -- --max_iters=40", 3,
-         ["ended", "stdout: loss is ", "tried: protocol, modded-nanogpt (val_loss), nanogpt", "--pattern"]),
+         ["ended", "stdout: loss is ", "tried: protocol, modded-nanogpt (val_loss)", "--pattern"]),
         ("pass", f"--param {LR} --gpus 0 -- --max_iters=1", 3, ["ended", "stdout: hello 1"]),
         (NANOGPT, f"--param {LR} --gpus 0 --set lightning --deadline 0.5", 3,
          ["stopped after", "tried: lightning"]),
@@ -175,7 +175,7 @@ def test_a_program_in_another_folder_that_is_no_python(init, tmp_path):
 
 
 def test_nothing_is_left_running(init, tmp_path):
-    line = f'{NANOGPT}; open("pid", "w").write(str(__import__("os").getpid()))'
+    line = f'{NANOGPT}; it or open("pid", "w").write(str(__import__("os").getpid()))'
     assert init(line, f"--param {LR} --target 2 --gpus 0")[0] == 0
     pid = int((tmp_path / "pid").read_text())
     assert not Path(f"/proc/{pid}").exists()
