@@ -19,7 +19,8 @@ class TimeToTarget:
     `seconds` is the crossing time when `reached`, else the time up to which the target was not
     crossed (censored). `lower_s` and `upper_s` are the stamps of the two evaluations around the
     crossing: their distance is the resolution. `steps` and `tokens` are interpolated likewise and
-    None when censored. `confirmed` says that a larger slice agreed.
+    None when censored, `steps` also where the script tells none. `confirmed` says that a larger slice
+    agreed.
     """
 
     reached: bool
@@ -58,7 +59,7 @@ def crossing(curve: Sequence[Evaluation], target: float, clock: Clock) -> TimeTo
         return TimeToTarget(
             reached=True,
             seconds=lower + share * (upper - lower),
-            steps=start.step + share * (probe.step - start.step),
+            steps=start.step + share * (probe.step - start.step) if probe.step else None,
             tokens=start.tokens + share * (probe.tokens - start.tokens),
             lower_s=lower,
             upper_s=upper,

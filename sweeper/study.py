@@ -51,8 +51,8 @@ class TrainerCommand(Frozen):
 
     `config` is what the space's dotted keys point into (TOML or JSON, relative to the study's
     folder); `new_keys` allows keys of the space that it leaves out. `patterns` are regular
-    expressions for a script whose output must be read. `resume` is appended to the command where a
-    trial goes on from its `{checkpoint}`; without it no trial can.
+    expressions for a script whose output must be read, those of a ready set among them. `resume` is
+    appended to the command where a trial goes on from its `{checkpoint}`; without it no trial can.
     """
 
     command: tuple[str, ...] = Field(min_length=1)

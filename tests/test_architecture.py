@@ -16,7 +16,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Every part may import itself, the parts in its row, and (below) its third-party packages. Rows stand in
 # the order of the arrows: words <- edge, design, racing, analysis <- adapters <- loop <- app <- cli.
-WORDS = {"errors", "space", "trial", "events", "objective", "spec", "study", "progress", "paths"}
+WORDS = {
+    "errors",
+    "space",
+    "trial",
+    "events",
+    "objective",
+    "spec",
+    "study",
+    "progress",
+    "paths",
+    "pattern_sets",
+}
 EDGE = {"study_file", "catalog", "configuration", "fingerprint", "devices", "runner"}
 PURE = {"design", "racing", "analysis"}
 SEAMS = {"executors.base", "search.base", "storage.base"}
@@ -30,9 +41,10 @@ ALLOWED: dict[str, set[str]] = {
     "study": {"space", "trial"},
     "progress": {"objective", "trial"},
     "paths": set(),
+    "pattern_sets": set(),
     "fingerprint": {"errors"},
     "devices": {"errors", "runner"},
-    "study_file": {"errors", "space", "trial", "study", "paths", "configuration"},
+    "study_file": {"errors", "space", "trial", "study", "paths", "configuration", "pattern_sets"},
     "catalog": {"errors", "study", "study_file"},
     "configuration": {"errors", "space", "study", "trial"},
     "runner": {"errors", "events", "objective", "paths", "spec", "trial"},
@@ -43,6 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     "executors": WORDS | {"devices", "runner"},
     "storage": WORDS,
     "report": WORDS | {"analysis", "configuration"},
+    "scaffold": {"errors", "space"},
+    "integrations": set(),
     "behind": set(),
     "patience": {"errors"},
     "notify": {"objective", "progress", "study", "trial"},
@@ -81,8 +95,10 @@ ALLOWED: dict[str, set[str]] = {
         "sweep",
         "stages",
         "replay",
+        "scaffold",
         "attempts",
         "notify",
+        "pattern_sets",
         "steering",
         "telling",
         "plan_document",
@@ -90,7 +106,7 @@ ALLOWED: dict[str, set[str]] = {
         "report",
     }
     | {"search.base", "search.dashboard", "search.optuna_search", "executors.local"},
-    "cli": {"errors", "commands"},
+    "cli": {"errors", "commands", "pattern_sets"},
 }
 # Third-party packages by part; what is not named here may use the standard library alone.
 PACKAGES: dict[str, set[str]] = {
@@ -105,6 +121,7 @@ PACKAGES: dict[str, set[str]] = {
     "attempts": {"tomli_w"},
     "app": {"rich"},
     "commands": {"tomli_w", "pydantic"},
+    "integrations": {"transformers", "lightning", "pytorch_lightning"},
 }
 STANDARD_LIBRARY_ONLY = (
     "trial",

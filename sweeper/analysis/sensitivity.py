@@ -132,7 +132,12 @@ def _variant(
     baseline = facts.baseline()
     other = next((row for row in rows if row.point == baseline and row.reached), None)
     speedup = None
-    if winner is not None and other is not None and other.point != winner.point:
+    if (
+        winner is not None
+        and winner.seconds > 0
+        and other is not None
+        and other.point != winner.point
+    ):
         speedup = other.seconds / winner.seconds
     k = min(len(before), facts.study.stage2.from_top)
     top = {row.point for row in before[:k] if row.reached}

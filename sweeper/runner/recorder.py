@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
-from sweeper.events import KNOWN_EVENTS, PROTOCOL_VERSION, Event, Fold, strict
+from sweeper.events import KNOWN_EVENTS, LARGEST, PROTOCOL_VERSION, Event, Fold, strict
 from sweeper.trial import Phases
 
 STEP_EVERY_S = 1.0
@@ -26,7 +26,7 @@ class Recorder:
 
     Instants are seconds on the monotonic clock, given by the caller. A writer that gives a clock by
     its first step or evaluation is believed; for any other the clock is the runner's: `startup` up to
-    that event, `train` since then.
+    that event, `train` since then, less what evaluations took by the writer's word (`eval_s`).
     """
 
     def __init__(self, path: Path, metric: str, spawned_at: float) -> None:
@@ -39,6 +39,8 @@ class Recorder:
         self.clock_source: Literal["trainer", "runner"] | None = None
         self._spawned_at = spawned_at
         self._training_at: float | None = None
+        self._stamped_at = spawned_at
+        self._eval_s = self._longest_eval_s = 0.0
         self._trainers_clock: Phases | None = None
         self._seq = 0
         self._held: Event | None = None
@@ -47,10 +49,22 @@ class Recorder:
         self._out = bytearray()
 
     def clock_at(self, now: float) -> Phases:
-        """The attempt's clock at an instant: the trainer's latest word, or the runner's reading."""
+        """The attempt's clock at an instant: the trainer's latest word, or the runner's reading.
+
+        What may be an evaluation under way, of which the writer will only say later how long it took
+        (`eval_s`), is not counted as training yet: a cap must not fall for it.
+        """
+        clock = self._read(now)
+        if self.clock_source == "runner" and self._longest_eval_s:
+            doubtful_s = min(self._longest_eval_s, now - self._stamped_at)
+            return clock._replace(train=clock.train - doubtful_s, eval=clock.eval + doubtful_s)
+        return clock
+
+    def _read(self, now: float) -> Phases:
         if self.clock_source == "runner" and self._training_at is not None:
             startup_s = self._training_at - self._spawned_at
-            return Phases(startup=startup_s, train=now - self._training_at)
+            train_s = now - self._training_at - self._eval_s
+            return Phases(startup=startup_s, train=train_s, eval=self._eval_s)
         return self._trainers_clock or Phases(startup=now - self._spawned_at)
 
     def add(self, event: Event, now: float) -> Event | None:
@@ -129,13 +143,22 @@ class Recorder:
         if self.clock_source is None and event.event in ("step", "evaluated"):
             given = event.clock or self._trainers_clock
             self.clock_source = "trainer" if given else "runner"
-            self._training_at = now
+            self._training_at = self._stamped_at = now
         if event.clock is not None and self.clock_source != "runner":
             self._trainers_clock = event.clock
             return event
-        return Event(
-            event.event, event.seq, event.step, event.tokens, self.clock_at(now), event.body
-        )
+        if self.clock_source == "runner":
+            self._take_off(event, now)
+        return Event(event.event, event.seq, event.step, event.tokens, self._read(now), event.body)
+
+    def _take_off(self, event: Event, now: float) -> None:
+        """An evaluation's own time is off the train clock: at most what passed since the last event."""
+        said = event.body.get("eval_s") if event.event == "evaluated" else None
+        if isinstance(said, int | float) and not isinstance(said, bool) and 0 < said < LARGEST:
+            took_s = min(said, now - self._stamped_at)
+            self._eval_s += took_s
+            self._longest_eval_s = max(self._longest_eval_s, took_s)
+        self._stamped_at = now
 
     def _step_is_due(self, now: float) -> bool:
         return self._step_written_at is None or now - self._step_written_at >= STEP_EVERY_S

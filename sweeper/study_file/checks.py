@@ -16,7 +16,11 @@ from sweeper.study_file.lines import Path as KeyPath
 from sweeper.study_file.source import Problem, nearest, show
 
 _GROUP_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?<![0-9])")
-_PATTERN_GROUPS = ("step", "tokens", "loss", "train_s", "train_ms", "step_ms")
+_METRIC_GROUPS = ("metric", "latest")
+_PATTERN_GROUPS = (
+    *_METRIC_GROUPS,
+    *("step", "epoch", "batch", "of", "tokens", "loss", "train_s", "train_ms", "step_ms", "eval_s"),
+)
 
 
 def problems(study: Study) -> Iterator[Problem]:
@@ -132,7 +136,7 @@ def _conditional_gap(space: Space, name: str) -> bool:
 
 def _patterns(study: Study) -> Iterator[Problem]:
     metric = study.objective.metric
-    known = [*_PATTERN_GROUPS, metric]
+    known = [metric, *_PATTERN_GROUPS] if metric.isidentifier() else list(_PATTERN_GROUPS)
     found: set[str] = set()
     for name, pattern in study.trainer.patterns.items():
         at: KeyPath = ("trainer", "patterns", name)
@@ -149,10 +153,11 @@ def _patterns(study: Study) -> Iterator[Problem]:
                     f"known: {', '.join(known)}",
                 )
         found.update(groups)
-    if study.trainer.patterns and metric not in found:
+    if study.trainer.patterns and not found & {metric, *_METRIC_GROUPS}:
+        group = metric if metric.isidentifier() else "metric"
         yield Problem(
             ("trainer", "patterns"),
-            f"no pattern has a group (?P<{metric}>...), so the metric would never be read; "
+            f"no pattern has a group (?P<{group}>...), so the metric would never be read; "
             "add one, or change objective.metric",
         )
 

@@ -326,7 +326,14 @@ MISTAKES = {
     "pattern with an unknown group": (
         "[limits]", "[trainer.patterns]\nx = '(?P<val_loss>.) (?P<token>.)'\n[limits]", "x = ",
         ('trainer.patterns.x: unknown group (?P<token>...); the nearest known is "tokens"; known: '
-        "step, tokens, loss, train_s, train_ms, step_ms, val_loss"),
+        "val_loss, metric, latest, step, epoch, batch, of, tokens, loss, train_s, train_ms, step_ms, "
+        "eval_s"),
+    ),
+    "no such set of patterns": (
+        "[limits]", '[trainer.patterns]\nset = "nanoGPT"\n[limits]', "set = ",
+        ('trainer.patterns.set: no such set: "nanoGPT"; the nearest known is "nanogpt"; known: '
+        "modded-nanogpt, nanogpt, huggingface, lightning, plain. A regular expression goes under a "
+        "name of its own, such as evaluated"),
     ),
     "no value and no baseline": (
         'config = "base.toml"', 'config = "base.toml"\nnew_keys = true', None, None,

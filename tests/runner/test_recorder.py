@@ -138,3 +138,24 @@ def test_a_disk_that_is_full_is_said_and_tried_again(recorder, tmp_path):
     recorder._descriptor = real
     recorder.flush()
     assert len(written(tmp_path)) == 1
+
+
+def test_what_an_evaluation_took_is_off_the_runners_clock(recorder):
+    recorder.add(evaluated(0, 4.0, eval_s=3.0), 15.0)  # before training: nothing to take off
+    recorder.add(event(step=5), 20.0)
+    assert recorder.clock_at(20.0) == Phases(startup=5.0, train=5.0)
+    recorder.add(evaluated(5, 3.0, eval_s=2.0), 22.5)
+    recorder.add(event(step=6), 25.0)
+    recorder.add(evaluated(6, 2.0, eval_s=60.0), 26.0)  # it cannot have begun before step 6
+    told = [(round(e.clock.train, 6), round(e.clock.eval, 6)) for e in recorder.fold.curve]
+    assert told == [(0.0, 0.0), (5.5, 2.0), (8.0, 3.0)]
+    recorder.add(evaluated(7, 2.0, eval_s="soon"), 27.0)
+    assert recorder.fold.curve[-1].clock.train == pytest.approx(9.0)
+
+
+def test_no_cap_falls_for_an_evaluation_under_way(recorder):
+    recorder.add(event(step=0), 20.0)
+    recorder.add(evaluated(5, 3.0, eval_s=2.0), 30.0)
+    assert recorder.clock_at(31.5) == Phases(startup=10.0, train=8.0, eval=3.5)
+    assert recorder.clock_at(35.0) == Phases(startup=10.0, train=11.0, eval=4.0)
+    assert recorder.clock_at(35.0).seconds("wall") == 25.0
