@@ -600,6 +600,8 @@ class StageRun:
         return self.target if self.study.objective.goal == "time_to_target" else None
 
     def _time(self, facts: AttemptFacts) -> TimeToTarget | None:
+        if self.study.objective.is_final:
+            return None  # every trial runs to its end: there is nothing to reach
         return time_to_target(facts, self.target, self.study.objective.clock)
 
     def _done(self) -> int:
