@@ -171,6 +171,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--across", action="store_true", help="compare times also across different fingerprints"
     )
     report.add_argument(
+        "--claims",
+        action="store_true",
+        help="only the claims beside the study (claims.toml); their arithmetic needs no run",
+    )
+    report.add_argument(
         "--check", action="store_true", help="compute the report that is there again from the facts"
     )
     export = with_study(verb("export", "the production configuration, or all facts"))

@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 from sweeper.analysis.wording import bracket, change, duration, metric_ratio, ratio, significant
+from sweeper.report import claims
 from sweeper.report import elements as el
 from sweeper.report import html_answers as answers
 from sweeper.report.drawing import Figure
@@ -38,6 +39,7 @@ def render(document: Document, figures: Sequence[Figure]) -> str:
         _ranking_table(document),
         el.section(drawn.get("plane")),
         _confirm(document, drawn.get("confirm")),
+        _claims(document),
         _stage2(document, drawn.get("design"), drawn.get("effects")),
         answers.robustness(document, drawn.get("profile")),
         _targets(document),
@@ -203,6 +205,20 @@ def _ranking_table(document: Document) -> str:
     if doubts:
         table += f"<p>Suspect times:</p><ul>{doubts}</ul>"
     return el.folded(f"All {len(rows)} configurations as a table", table)
+
+
+def _claims(document: Document) -> str:
+    found = document["claims"]
+    if not found:
+        return ""
+    rows = [("", tuple(map(escape, claims.cells(row)))) for row in found["rows"]]
+    table = el.table(f"Claims: {escape(found['title'])}", claims.COLUMNS, rows)
+    refuted = claims.refuted(found)
+    said = f"<p>Contradictions:</p>{el.items(refuted)}" if refuted else ""
+    return (
+        '<section aria-labelledby="h-claims"><h2 id="h-claims">Claims</h2>'
+        f'<p class="note">{escape(found["source"])}</p>{table}{said}</section>'
+    )
 
 
 def _steps(document: Document, figure: Figure | None) -> str:

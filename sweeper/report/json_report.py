@@ -11,6 +11,8 @@ from typing import Any
 
 import tomli_w
 
+from sweeper import claims
+from sweeper.analysis.claims import claims_table
 from sweeper.analysis.dataset import STAGES, StageFacts, StudyFacts
 from sweeper.analysis.ranking import Row, search_ranking, stage_summary
 from sweeper.analysis.savings import rules
@@ -88,8 +90,18 @@ def document(
         "curves": _curves(facts, judged),
         "reproduce": _reproduce(facts),
         **answers.parts(facts, judged),
+        "claims": _claims(facts),
         "against": None,
     }
+
+
+def _claims(facts: StudyFacts) -> dict[str, Any] | None:
+    """The claims of the document that the study is about, where its folder has them."""
+    found = claims.read(facts.study.folder)
+    if found is None:
+        return None
+    table = claims_table(found, facts)
+    return {"title": found.title, "source": found.source, "rows": table}
 
 
 def _steps(facts: StudyFacts, judged: Verdict) -> dict[str, Any] | None:

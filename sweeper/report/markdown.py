@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeper.analysis.wording import bracket, duration, metric_ratio, ratio, significant
+from sweeper.report import claims
 from sweeper.report.lines import plain, saved
 from sweeper.space import show_value
 
@@ -48,6 +49,7 @@ def render(document: Document) -> str:
     lines += _ranking(document)
     lines += _steps(document)
     lines += _confirm(document)
+    lines += _claims(document)
     lines += _design(document)
     lines += _effects(document)
     lines += _racing(document)
@@ -140,6 +142,16 @@ def _ranking(document: Document) -> list[str]:
         f"- suspect: {safe(words)}" for row in document["ranking"] for words in row["suspect"]
     ]
     return ["## Ranking", "", *_table(columns, rows), *doubts, ""] if rows else []
+
+
+def _claims(document: Document) -> list[str]:
+    found = document["claims"]
+    if not found:
+        return []
+    rows = [tuple(map(safe, claims.cells(row))) for row in found["rows"]]
+    heading = f"## Claims: {safe(found['title'])}"
+    refuted = [f"- {safe(words)}" for words in claims.refuted(found)]
+    return [heading, "", safe(found["source"]), "", *_table(claims.COLUMNS, rows), *refuted, ""]
 
 
 def _steps(document: Document) -> list[str]:
