@@ -208,11 +208,13 @@ class Racing(Frozen):
 class Validity(Frozen):
     """Which measurements may be believed (method section 7).
 
-    `gate` judges every attempt by its device's telemetry and pace. `mixed` lets trials of different
-    hardware, versions or data be ranked together.
+    `gate` judges every attempt: by its fingerprint and, with `pace`, by how its device was disturbed
+    and how long it took (goal "final" leaves that out: no time ranks there). `mixed` lets trials of
+    different hardware, versions or data be ranked together.
     """
 
     gate: bool = True
+    pace: bool = True
     mixed: bool = False
 
 
@@ -280,6 +282,13 @@ class Study(Frozen):
     notify: Notify | None = None
     seed: int = 1
     base: Mapping[str, Any] = {}
+
+    @property
+    def trust(self) -> Validity:
+        """Its validity rules, without those of pace where no time ranks."""
+        if not self.objective.is_final:
+            return self.validity
+        return self.validity.model_copy(update={"pace": False})
 
     def is_frozen(self, key: str) -> bool:
         """Whether a dotted key is frozen, itself or within a frozen table."""

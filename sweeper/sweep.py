@@ -127,7 +127,7 @@ class StageRun:
         metric = self.study.objective.metric
         self._steering = Steering(self.stage.race, self.progress, self.target, metric)
         self._behind = Behind()
-        self._gate = Gate(self.study.validity, self.stage.race.earlier, self._say_later)
+        self._gate = Gate(self.study.trust, self.stage.race.earlier, self._say_later)
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +113,10 @@ def _cache_folder() -> Path:
 def _kept(place: Path) -> dict[str, npt.NDArray[Any]] | None:
     """What was kept there; None when there is nothing, or nothing whole."""
     try:
-        with np.load(place, allow_pickle=False) as kept:
+        content = io.BytesIO(place.read_bytes())
+        with np.load(content, allow_pickle=False) as kept:
             return {name: kept[name] for name in ("train", "validation", "characters")}
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
