@@ -77,7 +77,9 @@ class Row:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What speaks against its times, run by run."""
+        """What speaks against its times, run by run; nothing where no time ranks."""
+        if self.by_final:
+            return ()
         return tuple(
             f"{run.id}: {words}"
             for run in self.runs

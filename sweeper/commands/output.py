@@ -68,7 +68,7 @@ def _claims(app: App, study: Study) -> int:
     found = claims.read(study.folder)
     if found is None:
         raise StudyError(
-            f"{study.folder}: no {claims.FILE} beside the study; docs/claims.md says how"
+            f"{study.folder}: no {claims.FILE} beside the study; mainrun has one to start from"
         )
     facts = study_facts(study, app.store()) if app.has_database() else None
     rows = claims_table(found, facts)
