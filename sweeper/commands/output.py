@@ -27,6 +27,7 @@ from sweeper.analysis.verdict import verdict
 from sweeper.app import App
 from sweeper.attempts import disk_unusable
 from sweeper.commands.facts import study_facts
+from sweeper.commands.scalars import scalars
 from sweeper.configuration import fill_command, resolve_config
 from sweeper.errors import EXIT_DONE, EXIT_SOME_FAILED, NothingReached, PlanError, StudyError
 from sweeper.objective import time_to_target
@@ -267,7 +268,13 @@ def _tensorboard(app: App, study: Study, store: Store, out: Path | None) -> int:
 
     if out is None:
         raise StudyError("--format tensorboard: writes a folder of runs; name it with --out DIR")
-    runs = write_runs(_documents(study, store), study.objective.metric, out)
+    metric = study.objective.metric
+
+    def more(document: Mapping[str, Any]) -> Iterator[tuple[str, float, int, float]]:
+        paths = app.home.attempt(study.name, document["id"], document["attempt"])
+        return scalars(paths.events, metric)
+
+    runs = write_runs(_documents(study, store), metric, out, more)
     app.say(f"written: {runs} runs under {out}; look at them with `tensorboard --logdir {out}`")
     app.out({"format": "tensorboard", "written": str(out), "runs": runs})
     return EXIT_DONE

@@ -21,13 +21,15 @@ def shortened(sweep):
     sweep.edit(small, "max_steps = 120", "max_steps = 16")
     sweep.edit(small, "warmup_steps = 12", "warmup_steps = 2")
     sweep.edit(small, "every_tokens = 12_288", "every_tokens = 4096")
+    sweep.edit(small, "probe_tokens = 10_240", "probe_tokens = 2048")
     return folder
 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_small_form_beats_the_optimised_arm_under_the_frozen_protocol(shortened, sweep):
-    document = sweep("run", str(shortened), "--scale", "small", "--json", exit=None).json()
+    words = ("run", str(shortened), "--scale", "small", "--top", "1", "--json")
+    document = sweep.start(*words).finish(within_s=240).json()
     assert document["exit"] in (0, 4)  # 4: in so few steps nobody need come to the level
     assert document["goal"] == "final"
     assert document["failed"] == document["missing"] == 0
@@ -46,7 +48,7 @@ def test_the_small_form_beats_the_optimised_arm_under_the_frozen_protocol(shorte
     scored, steps = set(), set()
     for folder in sweep.attempts("mainrun-small"):
         events = [json.loads(line) for line in (folder / "trainer.jsonl").read_text().splitlines()]
-        scored.add(json.dumps(events[0]["scored"]))
+        scored.add(json.dumps(events[0]["scored"]["probe"]))
         steps.add(events[-1]["step"])
     assert len(scored) == 1
     assert steps == {16}
