@@ -28,7 +28,7 @@ def shortened(sweep):
 @pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_small_form_beats_the_optimised_arm_under_the_frozen_protocol(shortened, sweep):
-    words = ("run", str(shortened), "--scale", "small", "--top", "1", "--json")
+    words = ("run", str(shortened), "--scale", "small", "--top", "1", "--repeats", "2", "--json")
     document = sweep.start(*words).finish(within_s=240).json()
     assert document["exit"] in (0, 4)  # 4: in so few steps nobody need come to the level
     assert document["goal"] == "final"
@@ -43,7 +43,8 @@ def test_the_small_form_beats_the_optimised_arm_under_the_frozen_protocol(shorte
     claims = {row["id"]: row for row in found["claims"]["rows"]}
     assert claims["gain-30"]["contradiction"]
     assert claims["gain-24"]["measured"]["n"] == 3
-    assert claims["floor"]["verdict"].endswith("direction holds in our runs")
+    assert claims["floor"]["measured"]["n"] == 2
+    assert claims["floor"]["measured"]["mean"] > 0
     # The frozen protocol: every trial had the same steps and scored the same tokens.
     scored, steps = set(), set()
     for folder in sweep.attempts("mainrun-small"):

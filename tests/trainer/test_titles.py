@@ -12,7 +12,7 @@ from trainer.config import Data, parse
 from trainer.data.bpe import GPT2Encoder
 from trainer.data.bpe_training import train_merges
 from trainer.data.corpora import load_corpus
-from trainer.data.titles import docstring_lines
+from trainer.data.titles import docstring_lines, docstring_titles
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate import Evaluator
 from trainer.events import EventWriter
@@ -120,6 +120,14 @@ def test_first_lines_of_docstrings():
         '"""A module."""\ndef f():\n    r"""Do it.\n\n    More.\n    """\n    """A module."""\n'
     )
     assert docstring_lines([source]) == ["A module.", "Do it."]
+
+
+def test_docstrings_are_read_again_when_a_file_changes(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text('"""One."""\n')
+    assert docstring_titles([path]) == docstring_titles([path]) == ["One."]
+    path.write_text('"""Another."""\n')
+    assert docstring_titles([path]) == ["Another."]
 
 
 class Flat(torch.nn.Module):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from trainer.config import Data as DataConfig
 from trainer.data.shards import open_shards
-from trainer.data.titles import docstring_lines, tokenised
+from trainer.data.titles import docstring_titles, tokenised
 from trainer.errors import DataError
 
 BYTE_VOCABULARY = 256
@@ -102,8 +102,7 @@ def _titles(config: DataConfig) -> Corpus:
         titles, source = [line.strip() for line in lines if line.strip()], f"lines of {path}"
     else:
         root = Path(sysconfig.get_path("stdlib"))
-        sources = (_read_file(p, 2**24).decode(errors="replace") for p in source_files(root))
-        titles = docstring_lines(sources)
+        titles = docstring_titles(list(source_files(root)))
         source = f"docstrings of the standard library of Python {platform.python_version()}"
     made = tokenised(
         titles,

@@ -6,6 +6,7 @@ the docstrings of Python's standard library, which every machine has.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -25,7 +26,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.files import write_whole
 
 SHUFFLE_SEED = 1337
-FORMAT = "titles-1"
+FORMAT = "titles-2"
 _OPENING = re.compile(r'^[ \t]*[rRuU]?"""(\S[^\n]*?)(?:"""|$)', re.MULTILINE)
 
 
@@ -41,6 +42,22 @@ class Titles:
     def vocabulary(self) -> int:
         """Number of ids, the mark included."""
         return len(self.characters)
+
+
+def docstring_titles(files: Sequence[Path]) -> list[str]:
+    """The first lines of the docstrings in Python files, kept as long as no file changes."""
+    key = hashlib.sha256(FORMAT.encode())
+    for path in files:
+        facts = path.stat()
+        key.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    place = _cache_folder() / f"docstrings-{key.hexdigest()[:32]}.txt"
+    try:
+        return place.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        found = docstring_lines(path.read_text("utf-8", errors="replace") for path in files)
+    with contextlib.suppress(ConfigError):  # a cache that cannot be written costs time alone
+        write_whole(place, "\n".join(found).encode())
+    return found
 
 
 def docstring_lines(sources: Iterable[str]) -> list[str]:
@@ -123,7 +140,5 @@ def _kept(place: Path) -> dict[str, npt.NDArray[Any]] | None:
 def _keep(place: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     content = io.BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
-    try:
+    with contextlib.suppress(ConfigError):
         write_whole(place, content.getvalue())
-    except ConfigError:
-        return  # a cache that cannot be written costs time, and nothing else
