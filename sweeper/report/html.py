@@ -394,7 +394,8 @@ def _stages(document: Document) -> str:
         "wall",
     )  # fmt: skip
     table = el.table("What was planned, and what became of it", columns, rows, numbers=range(1, 10))
-    table += el.folded("What each rule of racing did", _racing(document))
+    if document["racing"]:
+        table += el.folded("What each rule of racing did", _racing(document))
     return f'<section aria-labelledby="h-stages"><h2 id="h-stages">Stages</h2>{table}</section>'
 
 

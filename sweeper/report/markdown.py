@@ -310,7 +310,7 @@ def _racing(document: Document) -> list[str]:
         for rule in document["racing"]
     ]
     columns = ("rule", "switch", "train seconds saved, at most", "what it did")
-    return ["## Racing", "", *_table(columns, rows)]
+    return ["## Racing", "", *_table(columns, rows)] if rows else []
 
 
 def _stages(document: Document) -> list[str]:

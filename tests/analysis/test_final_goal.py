@@ -125,3 +125,9 @@ def test_steps_to_a_level_are_read_off_the_curve_or_never(facts):
     assert 100 < rows[2.0][good] < 200
     last = table["rows"][-1]
     assert last["changes"][good] == pytest.approx(100 * (1.525 / 2.525 - 1))
+
+
+def test_nothing_is_raced_and_nothing_said_of_racing(facts):
+    document = json_report.document(facts, generated_at=1.0)
+    assert document["racing"] == []
+    assert "## Racing" not in markdown.render(json.loads(json.dumps(document)))
