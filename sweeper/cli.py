@@ -106,6 +106,7 @@ def _common() -> _Parser:
     group = common.add_argument_group("everywhere")
     group.add_argument("--database", metavar="URL", help="Postgres to use (SWEEP_DATABASE_URL)")
     group.add_argument("--home", type=Path, metavar="DIR", help="default ./.sweep (SWEEP_HOME)")
+    group.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     group.add_argument("--json", action="store_true", help="one JSON document on stdout")
     group.add_argument("-v", "--verbose", action="store_true")
     group.add_argument("-q", "--quiet", action="store_true")
@@ -121,7 +122,6 @@ def _stage_options() -> _Parser:
     group.add_argument("--target", type=_number, metavar="X", help="instead of the study's")
     group.add_argument("--max-hours", type=_hours, metavar="H", help="start no trial after that")
     group.add_argument("--max-trials", type=_positive, metavar="N", help="start at most N trials")
-    group.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     group.add_argument(
         "--cold", action="store_true", help="start every trainer anew, never fork a warm one"
     )
@@ -212,11 +212,9 @@ def build_parser() -> argparse.ArgumentParser:
     plan = with_study(verb("plan", "show a stage's design; run nothing"))
     plan.add_argument("--stage", choices=["1", "2"], default="1")
     plan.add_argument("--from-top", type=_positive, metavar="K")
-    plan.add_argument("--scale", metavar="NAME")
     plan.add_argument("--target", type=_number, metavar="X")
     check = with_study(verb("check", "validate study, trainer, data, database and devices"))
     check.add_argument("--offline", action="store_true", help="no database, no device")
-    check.add_argument("--scale", metavar="NAME")
     check.add_argument("--devices", metavar="0,1")
     status = with_study(verb("status", "where every stage stands"))
     status.add_argument("--watch", action="store_true", help="live, until nobody runs it any more")
@@ -226,6 +224,11 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--against", metavar="B", help="another study here, or its report.json")
     report.add_argument(
         "--across", action="store_true", help="compare times also across different fingerprints"
+    )
+    report.add_argument(
+        "--claims",
+        action="store_true",
+        help="only the claims beside the study (claims.toml); their arithmetic needs no run",
     )
     report.add_argument(
         "--check", action="store_true", help="compute the report that is there again from the facts"
@@ -267,7 +270,6 @@ def build_parser() -> argparse.ArgumentParser:
     with_study(again)
     again.add_argument("--target", type=_number, metavar="X", help="instead of the study's")
     again.add_argument("--slots", type=_positive, metavar="N", help="trials at once, virtually")
-    again.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     verb("studies", "list the built-in studies")
     _init_options(verb("init", "write a study file around a training script of yours"))
     database = verbs.add_parser("db", help="the embedded database, or an external one's schema")

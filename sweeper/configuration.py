@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,24 @@ def resolve_config(
         easier = [value for value in fallback if target is None or value > target]
         run["run.fallback_targets"] = easier
     for key, value in {**point, **run}.items():
-        if key not in study.frozen:
+        if not study.is_frozen(key):
             set_key(config, key, value)
     return config
+
+
+def frozen_values(study: Study) -> dict[str, Any]:
+    """Every frozen key of the base with its value, a frozen table as all its keys."""
+    known = list(leaves(study.base))
+    return {key: get_key(study.base, key) for key in known if study.is_frozen(key)}
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of every value that is not itself a table."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def fill_command(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeper.trial import AttemptFacts, Clock, Evaluation, Outcome
+from sweeper.trial import AttemptFacts, Clock, Evaluation, Outcome, Reason
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,24 @@ def _time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeT
         return found
     stopped_s = attempt.phases.seconds(clock)
     return TimeToTarget(reached=False, seconds=stopped_s, lower_s=stopped_s, upper_s=math.inf)
+
+
+_CUT_OFF = (Reason.DIVERGED, Reason.TIMEOUT, Reason.CAP, Reason.FORECAST, Reason.BUDGET)
+
+
+def final_value(attempt: AttemptFacts) -> float | None:
+    """The metric at the budget's end (goal "final"), or None for a run that did not come to it.
+
+    The last finite value of the larger slice, where there is one, else of the probe.
+    """
+    measured = attempt.outcome in (Outcome.REACHED, Outcome.CENSORED)
+    if not measured or attempt.reason in _CUT_OFF:
+        return None
+    for kind in ("confirmation", "probe"):
+        for evaluation in reversed(attempt.curve):
+            if evaluation.slice == kind and math.isfinite(evaluation.value):
+                return evaluation.value
+    return None
 
 
 def best_value(curve: Sequence[Evaluation]) -> float | None:

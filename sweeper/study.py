@@ -31,7 +31,11 @@ class Frozen(BaseModel):
 
 
 class Objective(Frozen):
-    """What is minimised: seconds until `metric` is at or below `target`, or the final metric."""
+    """What is minimised: seconds until `metric` is at or below `target`, or the final metric.
+
+    With goal "final" every trial runs to the end of its budget. `target` is then the level to beat:
+    it ends nothing and ranks nothing, but the time at which it was crossed is still told.
+    """
 
     goal: Literal["time_to_target", "final"] = "time_to_target"
     metric: str = "val_loss"
@@ -39,6 +43,11 @@ class Objective(Frozen):
     fallback: tuple[Finite, ...] = ()
     stretch: tuple[Finite, ...] = ()
     clock: Clock = "train"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the metric at the budget's end ranks, and not a time."""
+        return self.goal == "final"
 
     def easier(self, target: float) -> tuple[float, ...]:
         """Every declared target that is easier to reach than this one, the hardest first."""
@@ -199,11 +208,13 @@ class Racing(Frozen):
 class Validity(Frozen):
     """Which measurements may be believed (method section 7).
 
-    `gate` judges every attempt by its device's telemetry and pace. `mixed` lets trials of different
-    hardware, versions or data be ranked together.
+    `gate` judges every attempt: by its fingerprint and, with `pace`, by how its device was disturbed
+    and how long it took (goal "final" leaves that out: no time ranks there). `mixed` lets trials of
+    different hardware, versions or data be ranked together.
     """
 
     gate: bool = True
+    pace: bool = True
     mixed: bool = False
 
 
@@ -271,6 +282,17 @@ class Study(Frozen):
     notify: Notify | None = None
     seed: int = 1
     base: Mapping[str, Any] = {}
+
+    @property
+    def trust(self) -> Validity:
+        """Its validity rules, without those of pace where no time ranks."""
+        if not self.objective.is_final:
+            return self.validity
+        return self.validity.model_copy(update={"pace": False})
+
+    def is_frozen(self, key: str) -> bool:
+        """Whether a dotted key is frozen, itself or within a frozen table."""
+        return any(key == frozen or key.startswith(f"{frozen}.") for frozen in self.frozen)
 
     def definition(self, stage: StageName) -> dict[str, Any]:
         """What a stage's plan is frozen on, as JSON values.

@@ -127,7 +127,7 @@ class StageRun:
         metric = self.study.objective.metric
         self._steering = Steering(self.stage.race, self.progress, self.target, metric)
         self._behind = Behind()
-        self._gate = Gate(self.study.validity, self.stage.race.earlier, self._say_later)
+        self._gate = Gate(self.study.trust, self.stage.race.earlier, self._say_later)
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -600,6 +600,8 @@ class StageRun:
         return self.target if self.study.objective.goal == "time_to_target" else None
 
     def _time(self, facts: AttemptFacts) -> TimeToTarget | None:
+        if self.study.objective.is_final:
+            return None  # every trial runs to its end: there is nothing to reach
         return time_to_target(facts, self.target, self.study.objective.clock)
 
     def _done(self) -> int:

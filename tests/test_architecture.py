@@ -27,6 +27,7 @@ WORDS = {
     "progress",
     "paths",
     "pattern_sets",
+    "claims",
 }
 EDGE = {"study_file", "catalog", "configuration", "fingerprint", "devices", "runner"}
 PURE = {"design", "racing", "analysis"}
@@ -42,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "progress": {"objective", "trial"},
     "paths": set(),
     "pattern_sets": set(),
+    "claims": {"errors"},
     "fingerprint": {"errors"},
     "devices": {"errors", "runner"},
     "study_file": {"errors", "space", "trial", "study", "paths", "configuration", "pattern_sets"},

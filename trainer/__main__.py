@@ -12,6 +12,7 @@ It must not import torch before a configuration is known to be good.
         [--resume PATH|auto] [--extend-steps N] [--svg FILE]
     python -m trainer bench [--config FILE]        where the time of a step goes, as JSON
     python -m trainer prepare fineweb|text|stdlib  make token shards
+    python -m trainer prepare bpe FILE             train a byte-level BPE on a text
 
 Exit codes: 0 finished (target, steps, patience, or told to stop by SIGTERM) · 1 crash · 2 bad
 configuration or command line · 3 bad data · 4 diverged · 5 out of memory · 6 bad checkpoint ·
@@ -224,6 +225,15 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
     text.add_argument("files", type=Path, nargs="+", metavar="FILE")
     stdlib = sources.add_parser("stdlib", help="the source of Python's standard library")
     stdlib.add_argument("--max-bytes", type=_positive, default=30_000_000)
+    bpe = sources.add_parser("bpe", help="merges of a byte-level BPE, trained on a text")
+    bpe.add_argument("file", type=Path, metavar="FILE")
+    bpe.add_argument("--vocabulary", type=_positive, default=16_000, help="ids (default 16,000)")
+    bpe.add_argument(
+        "--tokenizers",
+        action="store_true",
+        help="train with the package tokenizers, which is faster",
+    )
+    bpe.add_argument("--out", type=Path, required=True, metavar="FILE")
     for source in (text, stdlib):
         source.add_argument(
             "--merges", type=Path, metavar="FILE", help="GPT-2's vocab.bpe; without it, bytes"

@@ -124,13 +124,25 @@ class Data:
     kind: str = setting(
         "stdlib",
         "corpus: Python's standard library, a text file, any file's bytes, a text's characters, "
-        "token shards, or noise",
-        choices=("stdlib", "text", "bytes", "characters", "shards", "random"),
+        "token shards, titles (a line each, under a BPE of their own), or noise",
+        choices=("stdlib", "text", "bytes", "characters", "shards", "titles", "random"),
     )
-    path: str | None = setting(None, "the file, for text, bytes and characters")
+    path: str | None = setting(
+        None,
+        "the file, for text, bytes, characters and titles (without one: docstrings' first lines)",
+    )
     train: str | None = setting(None, "training shards: a path or a glob, if data.kind is shards")
     validation: str | None = setting(None, "validation shards, in the same way")
     vocabulary: int = setting(50_257, "ids that the shards may hold, 0 to one less", low=2)
+    bpe_vocabulary: int = setting(
+        1024, "ids of the BPE of titles: 256 bytes, merges, a mark", low=257, high=65_536
+    )
+    merges: str | None = setting(
+        None, "its merges (a vocab.bpe); null: trained on the training titles"
+    )
+    mark_characters: int = setting(
+        1, "characters that the mark after a title counts in nats per character", low=0
+    )
     max_tokens: int = setting(0, "training tokens read from shards at most; 0: all", low=0)
     max_validation_tokens: int = setting(
         10_485_760, "validation tokens read from shards at most", low=1
@@ -425,8 +437,12 @@ def _optim_contradictions(optim: Optim) -> Iterator[Problem]:
 
 
 def _data_contradictions(data: Data) -> Iterator[Problem]:
+    if data.merges is not None and data.kind != "titles":
+        yield Problem("data.merges", data.merges, 'no value unless data.kind is "titles"')
     for name, kinds in _READ_FROM_FILES.items():
         value = getattr(data, name)
+        if name == "path" and data.kind == "titles":
+            continue  # every machine has docstrings, so a file may be given or not
         if (data.kind in kinds) != (value is not None):
             only_for = " or ".join(f'"{kind}"' for kind in kinds)
             expected = (

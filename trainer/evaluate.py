@@ -29,8 +29,33 @@ class Evaluator:
     ) -> None:
         self._model = model
         self._slices = {"probe": probe, "confirmation": confirmation}
+        self._characters: dict[str, int] = {}
         counts = [len(tokens) for tokens, _ in self._slices.values()]
         self._windows_per_pass = _pass_size(counts, windows_per_pass)
+
+    def count_characters(self, of_token: Tensor) -> None:
+        """Tell losses per character too: `of_token` (V,) are the characters of each token.
+
+        Only tokens that are scored count: targets of the slices. So the figure does not depend on
+        how many windows a pass has, and nothing is divided by text that was left out.
+        """
+        for name, (_, targets) in self._slices.items():
+            self._characters[name] = int(of_token[targets.cpu()].sum())
+
+    def scored(self) -> dict[str, dict[str, int]]:
+        """Per slice, the tokens that are scored and (where counted) their characters."""
+        return {
+            name: {"tokens": targets.numel()}
+            | ({"characters": self._characters[name]} if name in self._characters else {})
+            for name, (_, targets) in self._slices.items()
+        }
+
+    def metrics(self, name: str, loss: float) -> dict[str, float]:
+        """What an evaluation of the slice `name` says: nats per token, and per character if counted."""
+        found = {"val_loss": loss}
+        if characters := self._characters.get(name):
+            found["nats_per_character"] = loss * self._slices[name][1].numel() / characters
+        return found
 
     @torch.no_grad()
     def warm_up(self) -> None:

@@ -241,7 +241,7 @@ class TrainingLoop:
         with self.clock.during("eval"):
             probe = self.evaluator.loss("probe")
         self._evaluations += 1
-        self._emit("evaluated", metrics={"val_loss": probe}, slice="probe")
+        self._emit("evaluated", metrics=self.evaluator.metrics("probe", probe), slice="probe")
         self._refuse_divergence("validation", probe)
         improved = progress.best_loss is None or probe < progress.best_loss
         if improved:
@@ -265,7 +265,7 @@ class TrainingLoop:
         refused = [target for target in crossed if target not in agreed]
         self._emit(
             "evaluated",
-            metrics={"val_loss": loss},
+            metrics=self.evaluator.metrics("confirmation", loss),
             slice="confirmation",
             confirmed=agreed,
             refused=refused,

@@ -93,6 +93,9 @@ def build_loop(
         keep_compiled_code(config.run.compile_cache, device)
     model, optimizer, parameters = _model_and_optimizer(config, corpus.vocabulary, device, origin)
     callable_model, before_pass = compiled(model, config.run)
+    evaluator = Evaluator(callable_model, probe, confirmation, config.eval.windows_per_pass)
+    if corpus.characters is not None:
+        evaluator.count_characters(torch.from_numpy(corpus.characters))
     loop = TrainingLoop(
         model=callable_model,
         parameters=parameters,
@@ -101,7 +104,7 @@ def build_loop(
         micro_batch=config.data.micro_batch,
         clip_norm=config.run.clip_norm,
         schedule=origin.schedule,
-        evaluator=Evaluator(callable_model, probe, confirmation, config.eval.windows_per_pass),
+        evaluator=evaluator,
         cadence=Cadence(config.eval.every_tokens, config.eval.near, config.eval.double_after),
         targets=Targets(config.run.target, config.run.fallback_targets),
         smoothing=Smoothing(config.stop.smoothing_steps),
@@ -129,6 +132,7 @@ def build_loop(
         "data_hash": f"sha256:{corpus.sha256}",
         "data_source": corpus.source,
         "data_audit": batches.audit.as_dict(),
+        "scored": evaluator.scored(),
         "parameter_count": sum(parameter.tensor.numel() for parameter in parameters),
         "schedule": origin.schedule.as_dict(),
     }

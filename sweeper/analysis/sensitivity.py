@@ -64,7 +64,12 @@ class Variant:
 
 
 def sensitivity(facts: StudyFacts, *, target: float) -> tuple[Variant, ...]:
-    """The verdict under every change, the unchanged one left out."""
+    """The verdict under every change, the unchanged one left out.
+
+    None with goal "final": the last metric depends on no target, no clock and no cadence.
+    """
+    if facts.study.objective.is_final:
+        return ()
     rows, confirmed = _rows(facts, target)
     if best(rows) is None:
         return ()

@@ -199,7 +199,7 @@ def _run_confirm(work: Work) -> dict[str, Any]:
     else:
         facts = study_facts(study, store)
         rows = search_ranking(facts, target=before.effective_target)
-        finalists = [row.point for row in rows if row.reached][:top]
+        finalists = [row.point for row in rows if row.competes][:top]
         if not finalists:
             raise PlanError(
                 f"{study.name}: nothing reached {before.effective_target:g}, so there is nothing to "

@@ -148,9 +148,11 @@ def _with_set(source: Source, document: _Document) -> _Document:
 
 def _not_yet(document: _Document) -> Iterator[Problem]:
     """Settings of the contract that this version cannot act on: refused, never ignored."""
-    absent = "this version of sweep cannot do this yet; remove it"
-    if document.objective.goal == "final":
-        yield Problem(("objective", "goal"), f'got "final": {absent}, or use "time_to_target"')
+    if document.objective.goal == "final" and document.objective.stretch:
+        yield Problem(
+            ("objective", "stretch"),
+            'goal = "final" runs every trial to its end, so no target is stretched; remove it',
+        )
     if document.stage2.extra and document.stage2.strategy != "fraction":
         yield Problem(
             ("stage2", "extra"),

@@ -367,10 +367,25 @@ MISTAKES = {
         ('on_oom.micro_bach: unknown key; the nearest known is "micro_batch"; known here: '
         "micro_batch, accumulation"),
     ),
-    "not implemented: final": (
-        "target = 5.0", 'target = 5.0\ngoal = "final"', "goal",
-        ('objective.goal: got "final": this version of sweep cannot do this yet; remove it, or use '
-        '"time_to_target"'),
+    "final with a stretch target": (
+        "target = 5.0", 'target = 5.0\ngoal = "final"\nstretch = [4.0]', "stretch",
+        ('objective.stretch: goal = "final" runs every trial to its end, so no target is stretched; '
+        "remove it"),
+    ),
+    "a frozen table with a key in the space": (
+        'frozen = ["run.epochs"]', 'frozen = ["optim"]', "frozen",
+        ('frozen[1]: "optim" and so "optim.lr" is frozen, and [space] varies it; remove it from one '
+        "of the two"),
+    ),
+    "a group changes a frozen key": (
+        '{ "optim.lr" = 0.02, "optim.restart" = true }', '{ "run.epochs" = 8 }', "run.epochs",
+        ('stage1.group[3].configs[1]."run.epochs": "run.epochs" is frozen: every trial has the base\'s '
+        "value; remove it here, or thaw it"),
+    ),
+    "a base of a group changes a frozen key": (
+        'bases = [{}, { "data.batch" = 64 }]', 'bases = [{ "run.epochs" = 8 }]', "run.epochs",
+        ('stage1.group[1].bases[1]."run.epochs": "run.epochs" is frozen: every trial has the base\'s '
+        "value; remove it here, or thaw it"),
     ),
 }  # fmt: skip
 SPECIAL = {

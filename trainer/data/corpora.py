@@ -6,6 +6,7 @@ It must not know batches or devices, nor import torch. Every corpus is the same 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import hashlib
 import os
 import platform
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from trainer.config import Data as DataConfig
 from trainer.data.shards import open_shards
+from trainer.data.titles import docstring_titles, tokenised
 from trainer.errors import DataError
 
 BYTE_VOCABULARY = 256
@@ -34,7 +36,8 @@ class Corpus:
     """Tokens of both splits, the size of the vocabulary, and what they are.
 
     A split is a list of 1-D arrays of unsigned integers that follow one another. `sha256` covers
-    both splits and their lengths; `source` is for people.
+    both splits and their lengths; `source` is for people. `characters` (vocabulary,) says how many
+    characters of text each token is, where that is known: losses can then be told per character.
     """
 
     train: Sequence[npt.NDArray[Any]]
@@ -42,6 +45,7 @@ class Corpus:
     vocabulary: int
     sha256: str
     source: str
+    characters: npt.NDArray[np.int64] | None = None
 
 
 def load_corpus(config: DataConfig) -> Corpus:
@@ -50,6 +54,8 @@ def load_corpus(config: DataConfig) -> Corpus:
         return _shards(config)
     if config.kind == "characters":
         return _characters(config)
+    if config.kind == "titles":
+        return _titles(config)
     if config.kind == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         train, validation = read_source_tree(root, config.max_bytes, config.validation_share)
@@ -86,6 +92,33 @@ def _shards(config: DataConfig) -> Corpus:
     ]
     names = f"{len(splits[0])} token file{'s' if len(splits[0]) > 1 else ''}, {config.train}"
     return _corpus(splits[0], splits[1], config.vocabulary, names)
+
+
+def _titles(config: DataConfig) -> Corpus:
+    """Lines of a file, or of the standard library's docstrings, as tokens of their own BPE."""
+    if config.path:
+        path = Path(config.path)
+        lines = _decode(path, _read_file(path, config.max_bytes)).splitlines()
+        titles, source = [line.strip() for line in lines if line.strip()], f"lines of {path}"
+    else:
+        root = Path(sysconfig.get_path("stdlib"))
+        titles = docstring_titles(list(source_files(root)))
+        source = f"docstrings of the standard library of Python {platform.python_version()}"
+    made = tokenised(
+        titles,
+        validation_share=config.validation_share,
+        vocabulary=config.bpe_vocabulary,
+        mark_characters=config.mark_characters,
+        merges=Path(config.merges) if config.merges else None,
+        source=source,
+    )
+    corpus = _corpus(
+        [made.train],
+        [made.validation],
+        made.vocabulary,
+        f"{len(titles):,} {source}, BPE of {made.vocabulary:,}",
+    )
+    return dataclasses.replace(corpus, characters=made.characters)
 
 
 def _characters(config: DataConfig) -> Corpus:
