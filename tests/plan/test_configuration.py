@@ -12,6 +12,7 @@ from sweeper.configuration import fill_command, places, resolve_config
 from sweeper.design.groups import complete
 from sweeper.study_file import load
 
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
 HERE = {"config": Path("c d.toml"), "events": Path("e"), "run_dir": Path("r"), "seed": 7}
 
 
@@ -34,6 +35,14 @@ def test_fallback_targets_only_where_the_base_has_them(quickstart):
     point = complete(quickstart, {})
     config = resolve_config(quickstart, point, seed=1, target=2.6, fallback=(2.6, 3.0), max_steps=5)
     assert config["run"]["fallback_targets"] == [3.0]
+
+
+def test_a_point_may_have_fewer_steps_than_the_limit_never_more():
+    micro = load(STUDIES / "microgpt")
+    for own, limit, wanted in ((500, 1000, 500), (1000, 300, 300)):
+        point = complete(micro, {"run.max_steps": own})
+        config = resolve_config(micro, point, seed=1, target=None, fallback=(), max_steps=limit)
+        assert config["run"]["max_steps"] == wanted
 
 
 def test_frozen_keys_stay(study_text, write_study):
