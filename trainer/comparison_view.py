@@ -76,7 +76,7 @@ def _ratio(value: Sequence[float] | None) -> str:
 def as_svg(arms: Mapping[str, Sequence[FinishedRun]], level: float, title: str) -> str:
     """Every run's running mean of the training loss (thin) and its validation loss (thick), by step.
 
-    Where runs kept no training losses, the validation curves alone.
+    A dot is where a run ended. Where runs kept no training losses, the validation curves alone.
     """
     curves = [
         (number, name, run.last.get("smoothed_losses", []), [(c[0], c[3]) for c in run.curve])
@@ -122,6 +122,8 @@ def as_svg(arms: Mapping[str, Sequence[FinishedRun]], level: float, title: str) 
                 f'<polyline points="{path}" stroke="{colour}" stroke-width="{width}" '
                 f'opacity="{opacity}"{style}/>'
             )
+        end = looks[-1]
+        marks.append(f'<circle cx="{x(end[0]):.1f}" cy="{y(end[1]):.1f}" r="3" fill="{colour}"/>')
     marks.append(
         f'</g><line x1="{LEFT}" x2="{right}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="#111827" '
         f'stroke-dasharray="3 4"/><text x="{LEFT + 6}" y="{y(level) + 14:.1f}" fill="#111827">'
