@@ -10,7 +10,10 @@ import pytest
 from trainer.__main__ import main
 from trainer.comparison import Spread, arms_of, compare, ratio, read_runs, t975
 from trainer.comparison_view import as_markdown, as_svg
+from trainer.config import parse
 from trainer.errors import ConfigError
+from trainer.models.named import NamedModel
+from trainer.quick import ARCHITECTURES, quick_config
 
 CLOCK = {"startup": 1.0, "data": 0.0, "compile": 0.0, "eval": 0.5}
 
@@ -146,6 +149,13 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert "not the events of a run" in capsys.readouterr().err
 
 
+def test_the_quick_benchmark_is_of_architectures_of_one_size():
+    for name, shape in ARCHITECTURES.items():
+        config = parse(quick_config(shape, seed=1, steps=1000, threads=1), name)
+        named = NamedModel(config.model, vocabulary=27, context=16)
+        assert 0.95 < named.parameter_count() / 4192 < 1.05
+
+
 @pytest.fixture
 def one_core():
     """Two threads on a busy machine wait for each other, ten times as long as one needs."""
@@ -155,14 +165,14 @@ def one_core():
     os.sched_setaffinity(0, cores)
 
 
-def test_the_quick_benchmark_compares_architectures_of_one_size(one_core, capsys, tmp_path):
+@pytest.mark.long
+def test_the_quick_benchmark_compares_architectures(one_core, capsys, tmp_path):
     out = tmp_path / "quick.json"
-    asked = ["bench", "--quick", "--repeats", "1", "--steps", "30", "--out", str(out)]
+    asked = ["bench", "--quick", "--repeats", "1", "--steps", "40", "--out", str(out)]
     assert main(asked) == 0
     assert "| parameters | 4,192 |" in capsys.readouterr().out
     document = json.loads(out.read_text())
     assert [row["arm"] for row in document["arms"]] == ["microgpt", "gpt2", "ngpt"]
     for row in document["arms"]:
-        assert 0.95 < row["parameters"] / 4192 < 1.05
-        assert row["final_val_loss"]["mean"] < 3.25
+        assert row["final_val_loss"]["mean"] < 3.2
         assert len(row["samples"]) == 10

@@ -246,18 +246,16 @@ def test_a_run_learns_names_and_says_the_five_outputs():
     assert last["loss_variance"] > 0
     assert last["best_step_loss"] < last["best_smoothed_loss"]
     assert len(last["smoothed_losses"]) == 150
-    again, _ = run(150)
-    assert again["samples"] == last["samples"]
 
 
 def test_the_trap_patience_on_raw_losses_of_single_names_ends_a_run_that_still_learns():
     """The raw loss of one name has a lucky value early on, which the mean of 40 has not."""
     patience = 40 * 16  # 40 steps
-    raw, events = run(400, stop={"patience_tokens": patience, "smoothing_steps": 0})
+    raw, events = run(150, stop={"patience_tokens": patience, "smoothing_steps": 0})
     assert raw["reason"] == "patience"
     assert raw["step"] < 150
     smoothed, _ = run(
-        400, stop={"patience_tokens": patience, "smoothing_steps": 40, "watch": "smoothed"}
+        300, stop={"patience_tokens": patience, "smoothing_steps": 40, "watch": "smoothed"}
     )
     assert smoothed["step"] > 2 * raw["step"]
     assert smoothed["best_loss"] < raw["best_loss"] - 0.05
