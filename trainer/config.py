@@ -125,16 +125,7 @@ class Data:
         "stdlib",
         "corpus: Python's standard library, a text file, any file's bytes, a text's characters, "
         "names (a line each), token shards, titles (a line each, under a BPE of their own), or noise",
-        choices=(
-            "stdlib",
-            "text",
-            "bytes",
-            "characters",
-            "names",
-            "shards",
-            "titles",
-            "random",
-        ),  # fmt: skip
+        choices=("stdlib", "text", "bytes", "characters", "names", "shards", "titles", "random"),
     )
     path: str | None = setting(
         None,

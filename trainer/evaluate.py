@@ -54,7 +54,7 @@ class Evaluator:
     def scored(self) -> dict[str, dict[str, int]]:
         """Per slice, the tokens that are scored and (where counted) their characters."""
         return {
-            name: {"tokens": targets.numel()}
+            name: {"tokens": int((targets >= 0).sum())}
             | ({"characters": self._characters[name]} if name in self._characters else {})
             for name, (_, targets) in self._slices.items()
         }

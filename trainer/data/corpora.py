@@ -175,7 +175,7 @@ def _corpus(
     for part in (*train, *validation):
         digest.update(part.data)
     digest.update(alphabet)
-    return Corpus(train, validation, vocabulary, digest.hexdigest(), source, row)
+    return Corpus(train, validation, vocabulary, digest.hexdigest(), source, row=row)
 
 
 def _decode(path: Path, content: bytes) -> str:
