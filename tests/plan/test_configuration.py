@@ -47,7 +47,7 @@ def test_a_point_may_have_fewer_steps_than_the_limit_never_more():
 
 def test_frozen_keys_stay(study_text, write_study):
     text = study_text.replace('["run.epochs"]', '["run.epochs", "run.seed"]')
-    text = text.replace("replicates = 2", "replicates = 0\n[confirm]\nrepeats = 1")
+    text = text.replace("replicates = 2", "replicates = 0") + "\n[confirm]\nrepeats = 1\n"
     base = "[optim]\nlr=0.01\nmomentum=0.9\nmethod='slow'\nrestart=false\n[data]\nbatch=32\n"
     study = load(write_study(text, base + "[run]\nepochs = 7\nseed = 1337\n"))
     config = resolve_config(
