@@ -58,10 +58,13 @@ def resolve_config(
     """A copy of the study's base configuration for one trial; the base itself is not touched.
 
     The point's keys are set, then run.seed, run.target (left out when None) and run.max_steps, and
-    run.fallback_targets where the base has that key. Frozen keys keep the base's value.
+    run.fallback_targets where the base has that key. Frozen keys keep the base's value. A point that
+    sets run.max_steps itself (a space may vary it) has fewer steps than the limit, never more.
     """
     config = copy.deepcopy(dict(study.base))
-    run: dict[str, Any] = {"run.seed": seed, "run.max_steps": max_steps}
+    own = point.get("run.max_steps", max_steps)
+    assert isinstance(own, int | float)
+    run: dict[str, Any] = {"run.seed": seed, "run.max_steps": min(max_steps, int(own))}
     if target is not None:
         run["run.target"] = target
     if "fallback_targets" in study.base.get("run", {}):

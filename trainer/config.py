@@ -32,7 +32,7 @@ ENVIRONMENT_KEYS: Mapping[str, tuple[str, type[int | float]]] = {
 class Model:
     """Shape of the network, and how often its weights return to the sphere."""
 
-    kind: str = setting("ngpt", "which architecture", choices=("ngpt", "gpt2"))
+    kind: str = setting("ngpt", "which architecture", choices=("ngpt", "gpt2", "microgpt"))
     layers: int = setting(3, "number of blocks", low=1)
     width: int = setting(96, "embedding width", low=2)
     heads: int = setting(3, "attention heads; must divide the width into even parts", low=1)
@@ -124,12 +124,13 @@ class Data:
     kind: str = setting(
         "stdlib",
         "corpus: Python's standard library, a text file, any file's bytes, a text's characters, "
-        "token shards, titles (a line each, under a BPE of their own), or noise",
-        choices=("stdlib", "text", "bytes", "characters", "shards", "titles", "random"),
+        "names (a line each), token shards, titles (a line each, under a BPE of their own), or noise",
+        choices=("stdlib", "text", "bytes", "characters", "names", "shards", "titles", "random"),
     )
     path: str | None = setting(
         None,
-        "the file, for text, bytes, characters and titles (without one: docstrings' first lines)",
+        "the file, for text, bytes, characters, titles (without one: docstrings' first lines) and "
+        "names (without one: the shipped list)",
     )
     train: str | None = setting(None, "training shards: a path or a glob, if data.kind is shards")
     validation: str | None = setting(None, "validation shards, in the same way")
@@ -149,6 +150,9 @@ class Data:
     )
     max_bytes: int = setting(3_000_000, "bytes read at most, training and validation", low=4096)
     validation_share: float = setting(0.1, "share held out", above=0.0, below=1.0)
+    train_on_all: bool = setting(
+        False, "no split: what is held out for validation is trained on too"
+    )
     batch_size: int = setting(16, "sequences per step", low=1)
     micro_batch: int = setting(
         0, "sequences per pass; a step accumulates batch_size / micro_batch of them; 0: all", low=0
@@ -237,6 +241,22 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run says of itself at its end, besides its losses on the validation slices."""
+
+    losses: bool = setting(
+        False, "keep each step's training loss: when it became stable, how much it varies"
+    )
+    smoothing_steps: int = setting(100, "steps of the running mean that must become stable", low=1)
+    band: float = setting(
+        0.1, "nats around the final running mean that are called stable", above=0.0
+    )
+    last_steps: int = setting(100, "steps at the end over which the variance is taken", low=2)
+    samples: int = setting(0, "names to generate with the trained model (data.kind names)", low=0)
+    temperature: float = setting(0.5, "of the generation; lower is less daring", above=0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """What this one run is to do, and on what."""
 
@@ -279,6 +299,7 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     stop: Stop = field(default_factory=Stop)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    summary: Summary = field(default_factory=Summary)
     run: Run = field(default_factory=Run)
 
 
@@ -386,6 +407,8 @@ def _contradictions(config: Config) -> Iterator[Problem]:
             f"values above run.target = {run.target:g}",
         )
     yield from _schedule_contradictions(config.schedule)
+    if config.summary.samples and data.kind != "names":
+        yield Problem("summary.samples", config.summary.samples, '0 unless data.kind is "names"')
     smoothed_tokens = math.ceil(config.stop.smoothing_steps * data.batch_size * data.context)
     if config.stop.watch == "smoothed" and 0 < config.stop.patience_tokens < smoothed_tokens:
         yield Problem(
@@ -441,14 +464,22 @@ def _data_contradictions(data: Data) -> Iterator[Problem]:
         yield Problem("data.merges", data.merges, 'no value unless data.kind is "titles"')
     for name, kinds in _READ_FROM_FILES.items():
         value = getattr(data, name)
-        if name == "path" and data.kind == "titles":
-            continue  # every machine has docstrings, so a file may be given or not
+        if name == "path" and data.kind in ("titles", "names"):
+            continue  # every machine has docstrings and the shipped list: given or not
         if (data.kind in kinds) != (value is not None):
             only_for = " or ".join(f'"{kind}"' for kind in kinds)
             expected = (
                 "a file" if data.kind in kinds else f"no value unless data.kind is {only_for}"
             )
             yield Problem(f"data.{name}", value, expected)
+    if data.kind == "names" and data.micro_batch:
+        yield Problem(
+            "data.micro_batch",
+            data.micro_batch,
+            '0 when data.kind is "names": passes over names of other lengths weigh unequally',
+        )
+    if data.kind == "names" and data.stride:
+        yield Problem("data.stride", data.stride, '0 when data.kind is "names", a sequence each')
     if data.micro_batch and data.batch_size % data.micro_batch:
         yield Problem(
             "data.micro_batch",

@@ -5,6 +5,7 @@ It must not know optimizers, clocks or who reads the losses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +33,14 @@ class Evaluator:
         self._characters: dict[str, int] = {}
         counts = [len(tokens) for tokens, _ in self._slices.values()]
         self._windows_per_pass = _pass_size(counts, windows_per_pass)
+        # Padding is no target: a pass weighs as many windows as its targets would fill.
+        self._weights = {
+            name: [
+                float((part >= 0).sum()) / part.shape[1]
+                for part in torch.split(targets, self._windows_per_pass)
+            ]
+            for name, (_, targets) in self._slices.items()
+        }
 
     def count_characters(self, of_token: Tensor) -> None:
         """Tell losses per character too: `of_token` (V,) are the characters of each token.
@@ -45,7 +54,7 @@ class Evaluator:
     def scored(self) -> dict[str, dict[str, int]]:
         """Per slice, the tokens that are scored and (where counted) their characters."""
         return {
-            name: {"tokens": targets.numel()}
+            name: {"tokens": int((targets >= 0).sum())}
             | ({"characters": self._characters[name]} if name in self._characters else {})
             for name, (_, targets) in self._slices.items()
         }
@@ -65,15 +74,19 @@ class Evaluator:
 
     @torch.no_grad()
     def loss(self, name: str) -> float:
-        """Nats per token over the whole slice `name`, "probe" or "confirmation"."""
+        """Nats per target over the whole slice `name`, "probe" or "confirmation"."""
         tokens, targets = self._slices[name]
+        weights = self._weights[name]
         parts = zip(
             torch.split(tokens, self._windows_per_pass),
             torch.split(targets, self._windows_per_pass),
             strict=True,
         )
-        total = sum(self._model(x, y).double() * len(x) for x, y in parts)
-        return float(total) / len(tokens)
+        total = sum(
+            self._model(x, y).double() * weight
+            for (x, y), weight in zip(parts, weights, strict=True)
+        )
+        return float(total) / math.fsum(weights)
 
 
 def _pass_size(counts: list[int], limit: int) -> int:

@@ -24,6 +24,7 @@ from trainer.events import EventWriter
 from trainer.roles import RoledParameter
 from trainer.schedules import Schedule
 from trainer.stopping import Patience, Progress, Smoothing, Targets
+from trainer.summary import LossRecord
 from trainer.timing import PhaseClock
 
 REPORT_EVERY_S = 0.5
@@ -120,6 +121,8 @@ class TrainingLoop:
     clock: PhaseClock
     events: EventWriter
     say: Callable[[str], None]
+    record: LossRecord
+    logits: Callable[[Tensor], Tensor]
     warm_evaluation: bool = True
     warnings: list[tuple[str, str]] = field(default_factory=list)
     _evaluations: int = field(default=0, init=False)
@@ -207,6 +210,7 @@ class TrainingLoop:
         progress.tokens += self.batches.tokens_per_step
         if self.patience.tokens:
             self.smoothing.add(loss)
+        self.record.add(loss)
         silent_s = time.monotonic() - self._reported_at
         if progress.step == 1 or silent_s >= REPORT_EVERY_S:
             self._report(float(loss))

@@ -18,6 +18,7 @@ from trainer.config import Config, as_dict
 from trainer.continuation import Continuation
 from trainer.data.batches import Audit, TrainingBatches, spread_windows
 from trainer.data.corpora import Corpus, load_corpus
+from trainer.data.names import MARK, spelled
 from trainer.data.tokens import place_tokens
 from trainer.errors import OutOfMemoryError
 from trainer.evaluate import Cadence, Evaluator, Windows
@@ -29,7 +30,13 @@ from trainer.optim.build import Optimizer, build_optimizer
 from trainer.origin import Origin, find_origin
 from trainer.roles import RoledParameter
 from trainer.stopping import Patience, Progress, Smoothing, Targets, has_diverged
+from trainer.summary import LossRecord, generate
 from trainer.timing import PhaseClock
+
+NO_SPLIT = (
+    "no split (data.train_on_all): what is held out is trained on too, so validation losses are not "
+    "those of unseen text"
+)
 
 
 def train(
@@ -68,7 +75,7 @@ def train(
             events.emit("warning", progress.step, progress.tokens, kind=kind, message=message)
             say(f"warning: {message}")
         reason = loop.run()
-        _finish(reason, loop, device)
+        _finish(reason, loop, device, generated(config, loop, device))
         return reason
 
 
@@ -123,6 +130,8 @@ def build_loop(
         clock=clock,
         events=events,
         say=say,
+        record=LossRecord(config.summary),
+        logits=model.logits,
         warm_evaluation=config.run.compile != "off" or device.type == "cuda",
     )
     facts = {
@@ -145,6 +154,8 @@ def build_loop(
             "clock": origin.state["clock"],
         }
     loop.warnings.extend(("damaged_checkpoint", message) for message in origin.warnings)
+    if config.data.train_on_all:
+        loop.warnings.append(("no_split", NO_SPLIT))
     if batches.audit.overlap:
         loop.warnings.append(("overlap", _overlap_message(batches.audit)))
     return loop, facts
@@ -210,16 +221,25 @@ def _slices(
 ) -> tuple[TrainingBatches, Windows, Windows]:
     """Training batches, probe and confirmation slice."""
     context = config.data.context
+    padding = corpus.vocabulary if corpus.row else None
     batches = TrainingBatches(
         place_tokens(corpus.train, device, config.data.residence),
         context=context,
         batch_size=config.data.batch_size,
         seed=config.run.seed,
-        stride=config.data.stride,
+        stride=corpus.row or config.data.stride,
+        padding=padding,
     )
     held_out = place_tokens(corpus.validation, device)
     probe, confirmation = (
-        spread_windows(held_out, context=context, count=tokens // context, name=name)
+        spread_windows(
+            held_out,
+            context=context,
+            count=tokens // context,
+            name=name,
+            stride=corpus.row,
+            padding=padding,
+        )
         for name, tokens in (
             ("probe", config.eval.probe_tokens),
             ("confirmation", config.eval.confirmation_tokens),
@@ -228,7 +248,26 @@ def _slices(
     return batches, probe, confirmation
 
 
-def _finish(reason: StopReason, loop: TrainingLoop, device: torch.device) -> None:
+def generated(config: Config, loop: TrainingLoop, device: torch.device) -> list[str]:
+    """The names that `summary.samples` asks for, drawn from `run.seed`."""
+    if not config.summary.samples:
+        return []
+    with loop.clock.during("eval"):
+        rows = generate(
+            loop.logits,
+            count=config.summary.samples,
+            places=config.data.context,
+            mark=MARK,
+            temperature=config.summary.temperature,
+            seed=config.run.seed,
+            device=device,
+        )
+    return [spelled(row) for row in rows]
+
+
+def _finish(
+    reason: StopReason, loop: TrainingLoop, device: torch.device, samples: Sequence[str]
+) -> None:
     progress, train_s = loop.progress, loop.clock.read()["train"]
     loop.events.emit(
         "run_finished",
@@ -239,7 +278,11 @@ def _finish(reason: StopReason, loop: TrainingLoop, device: torch.device) -> Non
         confirmed_targets=sorted(loop.targets.confirmed, reverse=True),
         tokens_per_s=progress.tokens / train_s if train_s > 0 else None,
         peak_memory_bytes=peak_memory_bytes(device),
+        **loop.record.describe(),
+        **({"samples": list(samples)} if samples else {}),
     )
+    if samples:
+        loop.say(f"generated: {', '.join(samples)}")
     loop.say(
         f"finished ({reason}) at step {progress.step} after {train_s:.2f} s of training; "
         f"best val loss {progress.best_loss:.4f}"

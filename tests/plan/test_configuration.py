@@ -14,6 +14,7 @@ from sweeper.configuration import fill_command, places, resolve_config
 from sweeper.design.groups import complete
 from sweeper.study_file import load
 
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
 HERE = {"config": Path("c d.toml"), "events": Path("e"), "run_dir": Path("r"), "seed": 7}
 
 
@@ -38,8 +39,17 @@ def test_fallback_targets_only_where_the_base_has_them(quickstart):
     assert config["run"]["fallback_targets"] == [3.0]
 
 
+def test_a_point_may_have_fewer_steps_than_the_limit_never_more():
+    micro = load(STUDIES / "microgpt")
+    for own, limit, wanted in ((500, 1000, 500), (1000, 300, 300)):
+        point = complete(micro, {"run.max_steps": own})
+        config = resolve_config(micro, point, seed=1, target=None, fallback=(), max_steps=limit)
+        assert config["run"]["max_steps"] == wanted
+
+
 def test_frozen_keys_stay(study_text, write_study):
     text = study_text.replace('["run.epochs"]', '["run.epochs", "run.seed"]')
+    text = text.replace("replicates = 2", "replicates = 0") + "\n[confirm]\nrepeats = 1\n"
     base = "[optim]\nlr=0.01\nmomentum=0.9\nmethod='slow'\nrestart=false\n[data]\nbatch=32\n"
     study = load(write_study(text, base + "[run]\nepochs = 7\nseed = 1337\n"))
     config = resolve_config(

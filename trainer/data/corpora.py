@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config import Data as DataConfig
+from trainer.data import names
 from trainer.data.shards import open_shards
 from trainer.data.titles import docstring_titles, tokenised
 from trainer.errors import DataError
@@ -38,6 +39,8 @@ class Corpus:
     A split is a list of 1-D arrays of unsigned integers that follow one another. `sha256` covers
     both splits and their lengths; `source` is for people. `characters` (vocabulary,) says how many
     characters of text each token is, where that is known: losses can then be told per character.
+    `row` is 0 for running text; else every sequence is a row of so many tokens, where those from the
+    vocabulary's size on are padding.
     """
 
     train: Sequence[npt.NDArray[Any]]
@@ -46,10 +49,20 @@ class Corpus:
     sha256: str
     source: str
     characters: npt.NDArray[np.int64] | None = None
+    row: int = 0
 
 
 def load_corpus(config: DataConfig) -> Corpus:
     """The configured corpus; DataError when it cannot be read, is damaged or is empty."""
+    corpus = _split_corpus(config)
+    if not config.train_on_all:
+        return corpus
+    return dataclasses.replace(corpus, train=[*corpus.train, *corpus.validation])
+
+
+def _split_corpus(config: DataConfig) -> Corpus:
+    if config.kind == "names":
+        return _names(config)
     if config.kind == "shards":
         return _shards(config)
     if config.kind == "characters":
@@ -121,6 +134,20 @@ def _titles(config: DataConfig) -> Corpus:
     return dataclasses.replace(corpus, characters=made.characters)
 
 
+def _names(config: DataConfig) -> Corpus:
+    """A list of names, the shipped one unless a path is given."""
+    path = Path(config.path) if config.path else names.SHIPPED
+    train, validation = names.read_names(
+        path,
+        _decode(path, _read_file(path, config.max_bytes)),
+        context=config.context,
+        validation_share=config.validation_share,
+    )
+    row = config.context + 1
+    source = f"{(len(train) + len(validation)) // row:,} names of {path.name}"
+    return _corpus([train], [validation], names.VOCABULARY, source, row=row)
+
+
 def _characters(config: DataConfig) -> Corpus:
     """A text, one token a character; the vocabulary is what occurs in it, in code point order."""
     path = Path(config.path or "")
@@ -140,13 +167,15 @@ def _corpus(
     validation: Sequence[npt.NDArray[Any]],
     vocabulary: int,
     source: str,
+    *,
     alphabet: bytes = b"",
+    row: int = 0,
 ) -> Corpus:
     digest = hashlib.sha256(sum(part.nbytes for part in train).to_bytes(8, "little"))
     for part in (*train, *validation):
         digest.update(part.data)
     digest.update(alphabet)
-    return Corpus(train, validation, vocabulary, digest.hexdigest(), source)
+    return Corpus(train, validation, vocabulary, digest.hexdigest(), source, row=row)
 
 
 def _decode(path: Path, content: bytes) -> str:

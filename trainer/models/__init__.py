@@ -15,6 +15,7 @@ from trainer.config import Model as ModelConfig
 from trainer.errors import ConfigError
 from trainer.models.attention import refuse_attention
 from trainer.models.gpt2 import GPT2
+from trainer.models.microgpt import MicroGPT
 from trainer.models.ngpt import NGPT
 from trainer.models.precision import DTYPES, refuse_precision
 from trainer.roles import RoledParameter
@@ -30,13 +31,16 @@ class LanguageModel(Protocol):
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of `targets` (B, T) after `tokens` (B, T); both int64."""
 
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Scores (B, T, V) of the token that follows each of `tokens` (B, T)."""
+
     def roled_parameters(self) -> Sequence[RoledParameter]:
         """Every trainable tensor, each exactly once, with its role."""
 
 
 def build_model(
     config: ModelConfig, *, vocabulary: int, context: int, seed: int, precision: str = "fp32"
-) -> NGPT | GPT2:
+) -> NGPT | GPT2 | MicroGPT:
     """The configured architecture with float32 weights drawn from `seed` on the CPU.
 
     It embeds `vocabulary` tokens rounded up to a multiple of `model.pad_vocabulary_to`, has places
@@ -80,7 +84,12 @@ def _gpt2(_config: ModelConfig, shape: Mapping[str, Any]) -> GPT2:
     return GPT2(**shape)
 
 
-_BUILDERS: Mapping[str, Callable[[ModelConfig, Mapping[str, Any]], NGPT | GPT2]] = {
+def _microgpt(_config: ModelConfig, shape: Mapping[str, Any]) -> MicroGPT:
+    return MicroGPT(**shape)
+
+
+_BUILDERS: Mapping[str, Callable[[ModelConfig, Mapping[str, Any]], NGPT | GPT2 | MicroGPT]] = {
     "ngpt": _ngpt,
     "gpt2": _gpt2,
+    "microgpt": _microgpt,
 }
