@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.space import Value
-from sweeper.study import Study
+from sweeper.study import START_FROM, Study
 
 PLACES = ("python", "config", "events", "run_dir", "target", "seed")
 """What a command may ask for in braces, besides the parameters of the space."""
@@ -58,7 +58,8 @@ def resolve_config(
     """A copy of the study's base configuration for one trial; the base itself is not touched.
 
     The point's keys are set, then run.seed, run.target (left out when None) and run.max_steps, and
-    run.fallback_targets where the base has that key. Frozen keys keep the base's value.
+    run.fallback_targets where the base has that key. Frozen keys keep the base's value; how a trial
+    starts is no key.
     """
     config = copy.deepcopy(dict(study.base))
     run: dict[str, Any] = {"run.seed": seed, "run.max_steps": max_steps}
@@ -68,8 +69,10 @@ def resolve_config(
         easier = [value for value in fallback if target is None or value > target]
         run["run.fallback_targets"] = easier
     for key, value in {**point, **run}.items():
-        if key not in study.frozen:
+        if key not in study.frozen and key != START_FROM:
             set_key(config, key, value)
+    if target is None and isinstance(config.get("run"), dict):
+        config["run"].pop("target", None)
     return config
 
 

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sweeper.space import Space, Value
 from sweeper.trial import Clock, StageName
 
+START_FROM = "start_from"
+"""The parameter of the space that chooses among the study's starts; it is no key of the trainer's."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -52,7 +55,8 @@ class TrainerCommand(Frozen):
     `config` is what the space's dotted keys point into (TOML or JSON, relative to the study's
     folder); `new_keys` allows keys of the space that it leaves out. `patterns` are regular
     expressions for a script whose output must be read. `resume` is appended to the command where a
-    trial goes on from its `{checkpoint}`; without it no trial can.
+    trial goes on from its `{checkpoint}`; without it no trial can. `schedule` is a command that shows
+    the learning rates that a `{config}` would be trained with.
     """
 
     command: tuple[str, ...] = Field(min_length=1)
@@ -63,6 +67,33 @@ class TrainerCommand(Frozen):
     env: Mapping[str, str] = {}
     patterns: Mapping[str, str] = {}
     resume: tuple[str, ...] = ()
+    schedule: tuple[str, ...] = ()
+
+
+class Phase(Frozen):
+    """A run that the study makes before its trials: the baseline with `set`, without a target.
+
+    It is run once for each seed that needs its checkpoint, to the end of its `steps`.
+    """
+
+    steps: int = Field(gt=0)
+    set: Mapping[str, Value] = {}
+
+
+class Start(Frozen):
+    """One way in which a trial may begin: from a checkpoint, or (with neither of both) afresh.
+
+    The checkpoint is that of a `phase` with the trial's own seed, or a file (relative to the study's
+    folder). `arguments` are added to the trainer's command and name its `{checkpoint}`; `preview`
+    takes their place in `[trainer] schedule` while there is none, and names the `{phase}`'s
+    configuration. `steps` is the limit as the trainer counts, which may include steps before.
+    """
+
+    phase: str | None = None
+    checkpoint: str | None = None
+    arguments: tuple[str, ...] = ()
+    preview: tuple[str, ...] = ()
+    steps: int | None = Field(default=None, gt=0)
 
 
 class Limits(Frozen):
@@ -269,6 +300,8 @@ class Study(Frozen):
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
+    phases: Mapping[str, Phase] = {}
+    starts: Mapping[str, Start] = {}
     seed: int = 1
     base: Mapping[str, Any] = {}
 
@@ -281,7 +314,9 @@ class Study(Frozen):
         unused = {"name"} if stage == "stage2" else {"name", "levels"}
         parts: dict[str, Any] = {
             "objective": self.objective.model_dump(mode="json", exclude={"fallback", "stretch"}),
-            "trainer": self.trainer.model_dump(mode="json", exclude={"module", "resume"}),
+            "trainer": self.trainer.model_dump(
+                mode="json", exclude={"module", "resume", "schedule"}
+            ),
             "limits": self.limits.model_dump(mode="json", include={"steps", "trial_s"}),
             "resources": self.resources.model_dump(mode="json", include={"gpus"}),
             "space": {
@@ -295,6 +330,9 @@ class Study(Frozen):
             "base": self.base,
             "seed": self.seed,
         }
+        for name, tables in (("phase", self.phases), ("start", self.starts)):
+            if tables:
+                parts[name] = {key: table.model_dump(mode="json") for key, table in tables.items()}
         if stage == "stage1":
             parts["stage1"] = self.stage1.model_dump(mode="json")
         elif stage == "stage2":

@@ -54,6 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "gate": {"racing", "study", "trial"},
     "places": {"errors", "executors.base"},
     "checkpoints": {"attempts", "events", "objective", "paths", "study", "trial"},
+    "starts": WORDS | {"attempts", "checkpoints", "racing"},
     "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
     "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
@@ -68,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
         "places",
         "run_folders",
         "racing",
+        "starts",
     }
     | {"stages", "steering", "telling"},
     "replay": WORDS
@@ -83,6 +85,8 @@ ALLOWED: dict[str, set[str]] = {
         "replay",
         "attempts",
         "notify",
+        "starts",
+        "checkpoints",
         "steering",
         "telling",
         "plan_document",

@@ -23,11 +23,13 @@ from sweeper.study import (
     Notify,
     Objective,
     OnOom,
+    Phase,
     Question,
     Racing,
     Resources,
     Stage1,
     Stage2,
+    Start,
     Study,
     Tie,
     TrainerCommand,
@@ -67,6 +69,8 @@ class _Document(Frozen):
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
+    phase: Mapping[str, Phase] = {}
+    start: Mapping[str, Start] = {}
 
 
 def load(path: Path, *, scale: str | None = None) -> Study:
@@ -114,6 +118,9 @@ def load(path: Path, *, scale: str | None = None) -> Study:
         validity=document.validity,
         on_oom=document.on_oom,
         checkpoints=document.checkpoints,
+        notify=document.notify,
+        phases=document.phase,
+        starts=document.start,
         base=base,
     )
     if problem := next(problems(study), None):
