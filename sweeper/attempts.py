@@ -27,7 +27,7 @@ from sweeper.objective import best_value
 from sweeper.paths import AttemptPaths, make_private, write_json, write_whole
 from sweeper.space import Value
 from sweeper.spec import AttemptOutcome, AttemptSpec, SpecError
-from sweeper.study import Study
+from sweeper.study import START_FROM, Study
 from sweeper.trial import AttemptFacts, DeviceSample, Outcome, Phases, PlannedTrial, Reason
 
 MOST_SAMPLES = 1000
@@ -112,18 +112,7 @@ def prepare(
     if begin.own_target:
         target, fallback = begin.target, ()
     point = {**trial.point, **{k: v for k, v in changes.items() if k in study.space.parameters}}
-    config = resolve_config(
-        study,
-        point,
-        seed=trial.seed,
-        target=target,
-        fallback=fallback,
-        max_steps=steps,
-    )
-    for key, value in begin.changes.items():
-        set_key(config, key, value)
-    for key in changes.keys() - point.keys():
-        set_key(config, key, changes[key])
+    config = configuration(study, trial, begin, target=target, fallback=fallback, adjusted=changes)
     argv = fill_command(
         study,
         point,
@@ -181,6 +170,30 @@ def prepare(
     except OSError as error:
         raise disk_unusable(paths.folder, error) from None
     return Prepared(draft, paths)
+
+
+def configuration(
+    study: Study,
+    trial: PlannedTrial,
+    begin: Begin,
+    *,
+    target: float | None,
+    fallback: Sequence[float] = (),
+    adjusted: Mapping[str, Value] | None = None,
+) -> dict[str, Any]:
+    """The trainer's configuration of a trial that begins so, for a target (None: to its last step)."""
+    config = resolve_config(
+        study,
+        trial.point,
+        seed=trial.seed,
+        target=target,
+        fallback=fallback,
+        max_steps=begin.steps or study.limits.steps,
+    )
+    for key, value in {**begin.changes, **(adjusted or {})}.items():
+        if key != START_FROM and key not in study.frozen:
+            set_key(config, key, value)
+    return config
 
 
 def _with_checkpoint(arguments: Sequence[str], checkpoint: Path) -> list[str]:

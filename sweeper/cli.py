@@ -42,6 +42,7 @@ VERBS = {
     "dashboard": "output:dashboard",
     "cancel": "repair:cancel",
     "retry": "repair:retry",
+    "extend": "extend:extend",
     "db": "database:db",
     "replay": "replay:replay_trials",
     "import": "foreign:import_results",
@@ -91,6 +92,7 @@ def _common() -> _Parser:
     group = common.add_argument_group("everywhere")
     group.add_argument("--database", metavar="URL", help="Postgres to use (SWEEP_DATABASE_URL)")
     group.add_argument("--home", type=Path, metavar="DIR", help="default ./.sweep (SWEEP_HOME)")
+    group.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     group.add_argument("--json", action="store_true", help="one JSON document on stdout")
     group.add_argument("-v", "--verbose", action="store_true")
     group.add_argument("-q", "--quiet", action="store_true")
@@ -106,7 +108,6 @@ def _stage_options() -> _Parser:
     group.add_argument("--target", type=_number, metavar="X", help="instead of the study's")
     group.add_argument("--max-hours", type=_hours, metavar="H", help="start no trial after that")
     group.add_argument("--max-trials", type=_positive, metavar="N", help="start at most N trials")
-    group.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     group.add_argument(
         "--cold", action="store_true", help="start every trainer anew, never fork a warm one"
     )
@@ -155,11 +156,10 @@ def build_parser() -> argparse.ArgumentParser:
     plan = with_study(verb("plan", "show a stage's design; run nothing"))
     plan.add_argument("--stage", choices=["1", "2"], default="1")
     plan.add_argument("--from-top", type=_positive, metavar="K")
-    plan.add_argument("--scale", metavar="NAME")
+    plan.add_argument("--svg", type=Path, metavar="DIR", help="also draw the schedules of starts")
     plan.add_argument("--target", type=_number, metavar="X")
     check = with_study(verb("check", "validate study, trainer, data, database and devices"))
     check.add_argument("--offline", action="store_true", help="no database, no device")
-    check.add_argument("--scale", metavar="NAME")
     check.add_argument("--devices", metavar="0,1")
     status = with_study(verb("status", "where every stage stands"))
     status.add_argument("--watch", action="store_true", help="live, until nobody runs it any more")
@@ -191,6 +191,12 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument("--study", metavar="STUDY")
         if name == "logs":
             one.add_argument("-f", "--follow", action="store_true")
+    extend = verb("extend", "go on with a trial that has ended, from its checkpoint", running)
+    extend.add_argument("trial", metavar="TRIAL", help="an id such as s1-A3 (see `sweep status`)")
+    extend.add_argument("--study", metavar="STUDY")
+    extend.add_argument("--steps", type=_positive, metavar="N", help="to N steps in all")
+    extend.add_argument("--to", type=_number, metavar="X", help="until the metric is at X")
+    extend.add_argument("--show", action="store_true", help="only show what would be done")
     again = with_study(verb("retry", "run the trials that failed for good once more", running))
     again.add_argument("--failed", action="store_true", required=True)
     dashboard = verb("dashboard", "the Optuna dashboard on this storage")
@@ -210,7 +216,6 @@ def build_parser() -> argparse.ArgumentParser:
     with_study(again)
     again.add_argument("--target", type=_number, metavar="X", help="instead of the study's")
     again.add_argument("--slots", type=_positive, metavar="N", help="trials at once, virtually")
-    again.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     verb("studies", "list the built-in studies")
     database = verbs.add_parser("db", help="the embedded database, or an external one's schema")
     steps = database.add_subparsers(

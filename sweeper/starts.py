@@ -16,6 +16,7 @@ from sweeper.errors import CheckpointUnusable
 from sweeper.paths import Home
 from sweeper.racing.race import Race
 from sweeper.space import Point
+from sweeper.storage.base import Store
 from sweeper.study import START_FROM, Study
 from sweeper.trial import PlannedTrial, StageName, StagePlan, TrialFacts
 
@@ -71,9 +72,16 @@ def phase_trials(study: Study, trials: Iterable[PlannedTrial]) -> tuple[PlannedT
         name = trial.point.get(START_FROM)
         start = study.starts[str(name)] if name is not None else None
         if start is not None and start.phase is not None:
-            one = _phase_trial(study, start.phase, trial.seed)
+            one = phase_trial(study, start.phase, trial.seed)
             found[one.id] = one
     return tuple(found.values())
+
+
+def grow(store: Store, stage: UnrankedStage) -> None:
+    """Add to the stage's frozen plan, where there is one, what is wanted besides."""
+    record = store.stage(stage.study.name, stage.name)
+    if record is not None and (plan := stage.plan((), record.plan)) != record.plan:
+        store.update_plan(plan)
 
 
 def phase_point(study: Study, phase: str) -> Point:
@@ -83,7 +91,8 @@ def phase_point(study: Study, phase: str) -> Point:
     return Point({name: value for name, value in whole.items() if name != START_FROM})
 
 
-def _phase_trial(study: Study, phase: str, seed: int) -> PlannedTrial:
+def phase_trial(study: Study, phase: str, seed: int) -> PlannedTrial:
+    """A phase's run with a seed."""
     return PlannedTrial(
         id=f"p-{phase}-{seed}",
         stage="prepare",
@@ -101,8 +110,7 @@ def begin(study: Study, home: Home, trial: PlannedTrial, plan: StagePlan) -> Beg
         CheckpointUnusable: what it begins with is not there.
     """
     if trial.stage == "prepare":
-        phase = study.phases[trial.groups[0]]
-        return Begin(steps=phase.steps, changes=phase.set, own_target=True)
+        return phase_begin(study, trial.groups[0])
     if trial.stage == "extend":
         about = plan.design["about"][trial.id]
         path = Path(about["checkpoint"])
@@ -115,6 +123,7 @@ def begin(study: Study, home: Home, trial: PlannedTrial, plan: StagePlan) -> Beg
             before=about["before"],
             arguments=study.trainer.resume,
             steps=about["steps"],
+            changes=about["changes"],
             own_target=True,
             target=about["target"],
         )
@@ -129,8 +138,8 @@ def begin(study: Study, home: Home, trial: PlannedTrial, plan: StagePlan) -> Beg
         return replace(found, checkpoint=path)
     if start.phase is None:
         return found
-    phase_id = _phase_trial(study, start.phase, trial.seed).id
-    attempt, left = _left_by(study, home, phase_id)
+    phase_id = phase_trial(study, start.phase, trial.seed).id
+    attempt, left = left_by(study, home, phase_id)
     if left is None:
         raise CheckpointUnusable(
             f"{trial.id} starts from phase {start.phase} with seed {trial.seed}, and {phase_id} has "
@@ -152,7 +161,13 @@ def need_files(study: Study) -> None:
             _need_file(path, f"{study.name}: [start.{name}] checkpoint")
 
 
-def _left_by(study: Study, home: Home, trial_id: str) -> tuple[int, Path | None]:
+def phase_begin(study: Study, phase: str) -> Begin:
+    """How a phase's own run begins: afresh, for its steps, without a target."""
+    found = study.phases[phase]
+    return Begin(steps=found.steps, changes=found.set, own_target=True)
+
+
+def left_by(study: Study, home: Home, trial_id: str) -> tuple[int, Path | None]:
     """The last attempt of a trial that has left a checkpoint, and the checkpoint."""
     for number in sorted(_attempts(home, study.name, trial_id), reverse=True):
         paths = home.attempt(study.name, trial_id, number)

@@ -85,14 +85,15 @@ class Start(Frozen):
 
     The checkpoint is that of a `phase` with the trial's own seed, or a file (relative to the study's
     folder). `arguments` are added to the trainer's command and name its `{checkpoint}`; `preview`
-    takes their place in `[trainer] schedule` while there is none, and names the `{phase}`'s
-    configuration. `steps` is the limit as the trainer counts, which may include steps before.
+    takes their place in `[trainer] schedule` before there is one, and may name the `{phase}`'s
+    configuration (none: not known before). `steps` is the limit as the trainer counts, which may
+    include steps before.
     """
 
     phase: str | None = None
     checkpoint: str | None = None
     arguments: tuple[str, ...] = ()
-    preview: tuple[str, ...] = ()
+    preview: tuple[str, ...] | None = None
     steps: int | None = Field(default=None, gt=0)
 
 

@@ -31,6 +31,7 @@ from sweeper.steering import Running, Steering
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.trial import (
+    UNRANKED,
     AttemptFacts,
     Outcome,
     PlannedTrial,
@@ -127,7 +128,10 @@ class StageRun:
         metric = self.study.objective.metric
         self._steering = Steering(self.stage.race, self.progress, self.target, metric)
         self._behind = Behind()
-        self._gate = Gate(self.study.validity, self.stage.race.earlier, self._say_later)
+        validity = self.study.validity
+        if self.stage.name in UNRANKED:  # a run on a busy device leaves the same checkpoint
+            validity = validity.model_copy(update={"gate": False})
+        self._gate = Gate(validity, self.stage.race.earlier, self._say_later)
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -430,7 +434,7 @@ class StageRun:
 
     def _prune(self) -> None:
         """Give back the disk that checkpoints of trials occupy which nobody will continue."""
-        if self.stage.name in ("prepare", "extend"):
+        if self.stage.name in UNRANKED:
             return  # others begin with these, or a person has asked for them
         facts, target = list(self._judged.values()), self._record.effective_target
         freed = checkpoints.prune(self.study, self.home, facts, target=target, top=self.stage.keep)

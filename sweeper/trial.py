@@ -20,6 +20,10 @@ StageName = Literal["prepare", "stage1", "stage2", "confirm", "extend"]
 """In the order in which they run; `prepare` and `extend` leave checkpoints and have no ranking."""
 
 
+UNRANKED: tuple[StageName, ...] = ("prepare", "extend")
+"""Stages whose times are compared with nobody's."""
+
+
 class Outcome(StrEnum):
     """How an attempt ended (method section 2)."""
 

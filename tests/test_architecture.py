@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "gate": {"racing", "study", "trial"},
     "places": {"errors", "executors.base"},
     "checkpoints": {"attempts", "events", "objective", "paths", "study", "trial"},
-    "starts": WORDS | {"attempts", "checkpoints", "racing"},
+    "starts": WORDS | {"attempts", "checkpoints", "racing", "storage.base"},
     "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
     "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS

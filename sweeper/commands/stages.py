@@ -20,7 +20,7 @@ from sweeper.analysis.confirm import looks
 from sweeper.analysis.dataset import StudyFacts
 from sweeper.analysis.ranking import search_ranking, stage_summary
 from sweeper.app import App, need_stage
-from sweeper.commands import frozen
+from sweeper.commands import frozen, schedules
 from sweeper.commands.facts import judged_facts, stage_facts, study_facts
 from sweeper.design.adaptive import plan_adaptive
 from sweeper.design.confirm import extend_confirm, plan_confirm
@@ -46,7 +46,7 @@ from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.sweep import Budget, StageEnd, StageRun, Stop
 from sweeper.telling import search_name
-from sweeper.trial import Reason, StageName, StagePlan, TrialFacts
+from sweeper.trial import Outcome, Reason, StageName, StagePlan, TrialFacts
 
 # From worse to better: `run` ends with the worst code that any of its stages had.
 SEVERITY = (
@@ -164,6 +164,8 @@ def _run_stage1(work: Work) -> dict[str, Any]:
     record = work.store.stage(work.study.name, "stage1")
     changed = _changed(work, record)
     stage = Stage1(work.study, keep)
+    if record is None:
+        schedules.announce(work.study, work.app.home, work.progress.note)
     if changed and record is not None:
         facts = judged_facts(work.study, work.store, "stage1")
         frozen.still_holds(work.study, stage.plan(facts, record.plan), facts)
@@ -264,13 +266,15 @@ def prepare(work: Work, stage: Stage) -> None:
         return
     changed = _changed(work, work.store.stage(work.study.name, "prepare"))
     phases = starts.UnrankedStage(work.study, "prepare", wanted)
+    starts.grow(work.store, phases)
     end = run_stage(work, phases, work.study.objective.target, {}, changed=changed)
     ended = {f.trial.id: f.counted for f in end.facts}
     for trial in wanted:
         counted = ended[trial.id]
         if counted is None:
             raise Interrupted(f"{trial.id} is not finished: {end.why}")
-        if counted.reason is not Reason.STEPS:
+        whole = counted.reason is Reason.STEPS or counted.outcome is Outcome.INVALID
+        if not whole:  # where a time is not believed, the checkpoint is
             raise CheckpointUnusable(
                 f"{trial.id} ({trial.label}) ended otherwise ({counted.reason.value}): "
                 f"{counted.message}; `sweep logs {trial.id}` has its output. After the cure, give the "
