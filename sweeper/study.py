@@ -333,7 +333,10 @@ class Study(Frozen):
         }
         for name, tables in (("phase", self.phases), ("start", self.starts)):
             if tables:
-                parts[name] = {key: table.model_dump(mode="json") for key, table in tables.items()}
+                parts[name] = {
+                    key: table.model_dump(mode="json", exclude={"preview"})
+                    for key, table in tables.items()
+                }
         if stage == "stage1":
             parts["stage1"] = self.stage1.model_dump(mode="json")
         elif stage == "stage2":
