@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import numpy as np
 import tomli_w
 from scipy import stats
 
+from sweeper.paths import write_whole
 from sweeper.study_file import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,8 +72,8 @@ def crossing(curve: list[dict[str, Any]], target: float) -> float | None:
     return None
 
 
-def strategies(seeds: int) -> dict[str, Any]:
-    """Steps from the checkpoint per seed and strategy, and paired ratios with 95 % intervals."""
+def strategies(seeds: int) -> Iterator[dict[str, Any]]:
+    """Steps from the checkpoint and paired ratios, all so far, after each seed from the second."""
     study = load(ROOT / "studies" / "continuation", scale="small")
     base = tomllib.loads((ROOT / "studies" / "continuation" / "small.toml").read_text())
     phase, target = study.phases["one"].steps, study.objective.target
@@ -96,15 +98,15 @@ def strategies(seeds: int) -> dict[str, Any]:
                     f"seed {seed} {name}: {found[name][-1]:.1f} steps from the checkpoint",
                     flush=True,
                 )
-    return {
-        "target": target,
-        "phase_steps": phase,
-        "val_loss_at_the_checkpoint": left,
-        "steps_from_the_checkpoint": found,
-        "ratio_to_extended": {
-            name: ratio(found[name], found["extended"]) for name in found if name != "extended"
-        },
-    }
+        if seed > 1:
+            others = [name for name in found if name != "extended"]
+            yield {
+                "target": target,
+                "phase_steps": phase,
+                "val_loss_at_the_checkpoint": left,
+                "steps_from_the_checkpoint": found,
+                "ratio_to_extended": {n: ratio(found[n], found["extended"]) for n in others},
+            }
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
@@ -142,11 +144,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     load_before = os.getloadavg()
-    found = memorise() if options.memorise else strategies(options.seeds)
-    where = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    where |= {"load_before": load_before, "load_after": os.getloadavg(), "command": sys.argv}
-    options.out.write_text(json.dumps({**found, "where": where}, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in found.items() if k != "curve"}, indent=1))
+    where: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
+    where |= {"load_before": load_before, "command": sys.argv}
+    for found in [memorise()] if options.memorise else strategies(options.seeds):
+        where["load_after"] = os.getloadavg()
+        write_whole(options.out, json.dumps({**found, "where": where}, indent=1) + "\n")
+        print(json.dumps({k: v for k, v in found.items() if k != "curve"}), flush=True)
 
 
 if __name__ == "__main__":
