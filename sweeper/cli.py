@@ -44,6 +44,7 @@ VERBS = {
     "dashboard": "output:dashboard",
     "cancel": "repair:cancel",
     "retry": "repair:retry",
+    "extend": "extend:extend",
     "db": "database:db",
     "replay": "replay:replay_trials",
     "import": "foreign:import_results",
@@ -212,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan = with_study(verb("plan", "show a stage's design; run nothing"))
     plan.add_argument("--stage", choices=["1", "2"], default="1")
     plan.add_argument("--from-top", type=_positive, metavar="K")
+    plan.add_argument("--svg", type=Path, metavar="DIR", help="also draw the schedules of starts")
     plan.add_argument("--target", type=_number, metavar="X")
     check = with_study(verb("check", "validate study, trainer, data, database and devices"))
     check.add_argument("--offline", action="store_true", help="no database, no device")
@@ -251,6 +253,12 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument("--study", metavar="STUDY")
         if name == "logs":
             one.add_argument("-f", "--follow", action="store_true")
+    extend = verb("extend", "go on with a trial that has ended, from its checkpoint", running)
+    extend.add_argument("trial", metavar="TRIAL", help="an id such as s1-A3 (see `sweep status`)")
+    extend.add_argument("--study", metavar="STUDY")
+    extend.add_argument("--steps", type=_positive, metavar="N", help="to N steps in all")
+    extend.add_argument("--to", type=_number, metavar="X", help="until the metric is at X")
+    extend.add_argument("--show", action="store_true", help="only show what would be done")
     again = with_study(verb("retry", "run the trials that failed for good once more", running))
     again.add_argument("--failed", action="store_true", required=True)
     dashboard = verb("dashboard", "the Optuna dashboard on this storage")

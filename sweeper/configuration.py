@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.space import Value
-from sweeper.study import Study
+from sweeper.study import START_FROM, Study
 
 PLACES = ("python", "config", "events", "run_dir", "target", "seed")
 """What a command may ask for in braces, besides the parameters of the space."""
@@ -60,6 +60,7 @@ def resolve_config(
     The point's keys are set, then run.seed, run.target (left out when None) and run.max_steps, and
     run.fallback_targets where the base has that key. Frozen keys keep the base's value. A point that
     sets run.max_steps itself (a space may vary it) has fewer steps than the limit, never more.
+    How a trial starts is no key.
     """
     config = copy.deepcopy(dict(study.base))
     own = point.get("run.max_steps", max_steps)
@@ -71,8 +72,10 @@ def resolve_config(
         easier = [value for value in fallback if target is None or value > target]
         run["run.fallback_targets"] = easier
     for key, value in {**point, **run}.items():
-        if not study.is_frozen(key):
+        if key != START_FROM and not study.is_frozen(key):
             set_key(config, key, value)
+    if target is None and isinstance(config.get("run"), dict):
+        config["run"].pop("target", None)
     return config
 
 

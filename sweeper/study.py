@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sweeper.space import Space, Value
 from sweeper.trial import Clock, StageName
 
+START_FROM = "start_from"
+"""The parameter of the space that chooses among the study's starts; it is no key of the trainer's."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -62,6 +65,7 @@ class TrainerCommand(Frozen):
     folder); `new_keys` allows keys of the space that it leaves out. `patterns` are regular
     expressions for a script whose output must be read, those of a ready set among them. `resume` is
     appended to the command where a trial goes on from its `{checkpoint}`; without it no trial can.
+    `schedule` is a command that shows the learning rates that a `{config}` would be trained with.
     """
 
     command: tuple[str, ...] = Field(min_length=1)
@@ -72,6 +76,34 @@ class TrainerCommand(Frozen):
     env: Mapping[str, str] = {}
     patterns: Mapping[str, str] = {}
     resume: tuple[str, ...] = ()
+    schedule: tuple[str, ...] = ()
+
+
+class Phase(Frozen):
+    """A run that the study makes before its trials: the baseline with `set`, without a target.
+
+    It is run once for each seed that needs its checkpoint, to the end of its `steps`.
+    """
+
+    steps: int = Field(gt=0)
+    set: Mapping[str, Value] = {}
+
+
+class Start(Frozen):
+    """One way in which a trial may begin: from a checkpoint, or (with neither of both) afresh.
+
+    The checkpoint is that of a `phase` with the trial's own seed, or a file (relative to the study's
+    folder). `arguments` are added to the trainer's command and name its `{checkpoint}`; `preview`
+    takes their place in `[trainer] schedule` before there is one, and may name the `{phase}`'s
+    configuration (none: not known before). `steps` is the limit as the trainer counts, which may
+    include steps before.
+    """
+
+    phase: str | None = None
+    checkpoint: str | None = None
+    arguments: tuple[str, ...] = ()
+    preview: tuple[str, ...] | None = None
+    steps: int | None = Field(default=None, gt=0)
 
 
 class Limits(Frozen):
@@ -280,6 +312,8 @@ class Study(Frozen):
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
+    phases: Mapping[str, Phase] = {}
+    starts: Mapping[str, Start] = {}
     seed: int = 1
     base: Mapping[str, Any] = {}
 
@@ -303,7 +337,9 @@ class Study(Frozen):
         unused = {"name"} if stage == "stage2" else {"name", "levels"}
         parts: dict[str, Any] = {
             "objective": self.objective.model_dump(mode="json", exclude={"fallback", "stretch"}),
-            "trainer": self.trainer.model_dump(mode="json", exclude={"module", "resume"}),
+            "trainer": self.trainer.model_dump(
+                mode="json", exclude={"module", "resume", "schedule"}
+            ),
             "limits": self.limits.model_dump(mode="json", include={"steps", "trial_s"}),
             "resources": self.resources.model_dump(mode="json", include={"gpus"}),
             "space": {
@@ -317,6 +353,12 @@ class Study(Frozen):
             "base": self.base,
             "seed": self.seed,
         }
+        for name, tables in (("phase", self.phases), ("start", self.starts)):
+            if tables:
+                parts[name] = {
+                    key: table.model_dump(mode="json", exclude={"preview"})
+                    for key, table in tables.items()
+                }
         if stage == "stage1":
             parts["stage1"] = self.stage1.model_dump(mode="json")
         elif stage == "stage2":

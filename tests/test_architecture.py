@@ -70,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "gate": {"racing", "study", "trial"},
     "places": {"errors", "executors.base"},
     "checkpoints": {"attempts", "events", "objective", "paths", "study", "trial"},
+    "starts": WORDS | {"attempts", "checkpoints", "racing", "storage.base"},
     "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
     "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
@@ -84,6 +85,7 @@ ALLOWED: dict[str, set[str]] = {
         "places",
         "run_folders",
         "racing",
+        "starts",
     }
     | {"stages", "steering", "telling"},
     "replay": WORDS
@@ -101,6 +103,8 @@ ALLOWED: dict[str, set[str]] = {
         "attempts",
         "notify",
         "pattern_sets",
+        "starts",
+        "checkpoints",
         "steering",
         "telling",
         "plan_document",

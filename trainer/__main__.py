@@ -9,7 +9,7 @@ It must not import torch before a configuration is known to be good.
     python -m trainer check --stdin                a JSON list of configurations in, errors out
     python -m trainer schema                       every key with type, default and bounds, as JSON
     python -m trainer schedule --config FILE       the learning rates that would be applied
-        [--resume PATH|auto] [--extend-steps N] [--svg FILE]
+        [--resume PATH|auto | --after FILE] [--extend-steps N] [--svg FILE]
     python -m trainer bench [--config FILE]        where the time of a step goes, as JSON
     python -m trainer bench --quick                small architectures side by side on names
         [--repeats N] [--steps N] [--svg FILE]
@@ -129,13 +129,19 @@ def check_stdin_command() -> int:
     return ConfigError.exit_code if any(answers) else 0
 
 
-def schedule_command(path: Path, continuation: Continuation, svg: Path | None) -> int:
-    """`schedule`: print the learning rates that `train` with the same options would apply."""
+def schedule_command(
+    path: Path, continuation: Continuation, svg: Path | None, after: Path | None = None
+) -> int:
+    """`schedule`: print the learning rates that `train` with the same options would apply.
+
+    `after` is the configuration of a run that this one will go on from, before there is a checkpoint.
+    """
     from trainer.origin import planned_schedule  # noqa: PLC0415 - reads checkpoints with torch
     from trainer.schedule_view import as_svg, base_rates, described  # noqa: PLC0415
 
     config = parse(fill_from_environment(load(path), os.environ), str(path))
-    schedule, first, max_steps = planned_schedule(config, continuation)
+    former = parse(load(after), str(after)) if after else None
+    schedule, first, max_steps = planned_schedule(config, continuation, former)
     print(described(schedule, first, max_steps, base_rates(config.optim)))
     if svg is not None:
         write_whole(svg, as_svg(schedule, first, max_steps).encode())
@@ -224,10 +230,10 @@ def _run(options: argparse.Namespace) -> int:
     continuation = Continuation(
         resume=options.resume,
         extend_steps=options.extend_steps,
-        init_from=getattr(options, "init_from", None),
+        init_from=options.init_from,
     )
     if options.verb == "schedule":
-        return schedule_command(options.config, continuation, options.svg)
+        return schedule_command(options.config, continuation, options.svg, options.after)
     return train_command(options.config, continuation)
 
 
@@ -244,7 +250,10 @@ def _command_line() -> argparse.ArgumentParser:
         verb.add_argument(
             "--extend-steps", type=_positive, metavar="N", help="go on to N steps in all"
         )
-    run.add_argument("--init-from", metavar="PATH", help="begin with a checkpoint's weights")
+        verb.add_argument("--init-from", metavar="PATH", help="begin with a checkpoint's weights")
+    show.add_argument(
+        "--after", type=Path, metavar="FILE", help="go on from the end of this configuration's run"
+    )
     show.add_argument("--svg", type=Path, metavar="FILE", help="also draw it there")
     check = verbs.add_parser("check", help="say what is wrong with configurations; run nothing")
     source = check.add_mutually_exclusive_group(required=True)

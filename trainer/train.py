@@ -140,7 +140,7 @@ def build_loop(
         "versions": versions(),
         "data_hash": f"sha256:{corpus.sha256}",
         "data_source": corpus.source,
-        "data_audit": batches.audit.as_dict(),
+        "data_audit": batches.audit.as_dict() | _epochs(batches.audit, config, origin),
         "scored": evaluator.scored(),
         "parameter_count": sum(parameter.tensor.numel() for parameter in parameters),
         "schedule": origin.schedule.as_dict(),
@@ -181,6 +181,16 @@ def _model_and_optimizer(
         compiled=config.run.compile != "off" and device.type == "cuda",
     )
     return model, optimizer, parameters
+
+
+def _epochs(audit: Audit, config: Config, origin: Origin) -> dict[str, float]:
+    """Epochs done before this run begins, and when all its steps are done."""
+    before = origin.state["progress"][0] if origin.state else 0
+    size = config.data.batch_size
+    return {
+        "epochs_before": audit.epochs(before, size),
+        "epochs_planned": audit.epochs(origin.max_steps, size),
+    }
 
 
 def _overlap_message(audit: Audit) -> str:

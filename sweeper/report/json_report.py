@@ -290,7 +290,7 @@ def _points(facts: StudyFacts, trial: TrialFacts) -> list[list[float | int]]:
     ]
 
 
-OF_ONE_ATTEMPT = ("observed", "adjusted", "continues")
+OF_ONE_ATTEMPT = ("observed", "adjusted", "continues", "starts_from")
 """What facts say of a device that another attempt on it would not share."""
 
 

@@ -25,11 +25,13 @@ from sweeper.study import (
     Notify,
     Objective,
     OnOom,
+    Phase,
     Question,
     Racing,
     Resources,
     Stage1,
     Stage2,
+    Start,
     Study,
     Tie,
     TrainerCommand,
@@ -69,6 +71,8 @@ class _Document(Frozen):
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
+    phase: Mapping[str, Phase] = {}
+    start: Mapping[str, Start] = {}
 
 
 def load(path: Path, *, scale: str | None = None) -> Study:
@@ -116,6 +120,9 @@ def load(path: Path, *, scale: str | None = None) -> Study:
         validity=document.validity,
         on_oom=document.on_oom,
         checkpoints=document.checkpoints,
+        notify=document.notify,
+        phases=document.phase,
+        starts=document.start,
         base=base,
     )
     if problem := next(problems(study), None):

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from sweeper.configuration import PLACES, get_key, leaves, places
-from sweeper.space import NUMERIC, Integer, Parameter, Space, Value
-from sweeper.study import Group, Study, Tie
+from sweeper.space import NUMERIC, Categorical, Integer, Parameter, Space, Value
+from sweeper.study import START_FROM, Group, Study, Tie
 from sweeper.study_file.lines import Path as KeyPath
 from sweeper.study_file.source import Problem, nearest, show
 
@@ -29,6 +29,7 @@ def problems(study: Study) -> Iterator[Problem]:
     yield from _patterns(study)
     yield from _base_keys(study)
     yield from _frozen(study)
+    yield from _starts(study)
     yield from _ties(study)
     yield from _on_oom(study)
     for place, partial in enumerate(study.forbid):
@@ -120,7 +121,7 @@ def _command(study: Study) -> Iterator[Problem]:
         )
     if trainer.config is None:
         for name in study.space.parameters:
-            if name not in used:
+            if name not in used and name != START_FROM:
                 yield Problem(
                     ("space", name),
                     f"nothing carries this parameter to the trainer; put {{{name}}} into "
@@ -166,7 +167,7 @@ def _base_keys(study: Study) -> Iterator[Problem]:
         return
     known = list(leaves(study.base))
     for name in study.space.parameters:
-        if name not in known:
+        if name not in known and name != START_FROM:
             yield Problem(
                 ("space", name),
                 f"{show(name)} is not a key of {study.trainer.config}{nearest(name, known)}; "
@@ -219,6 +220,65 @@ def _frozen_run(study: Study) -> Iterator[Problem]:
                 "nothing about noise; thaw run.seed, or ask for no repeats",
             )
             return
+
+
+def _starts(study: Study) -> Iterator[Problem]:
+    """`[start]` and `[phase]` tables, and the parameter that chooses among them."""
+    chosen = study.space.parameters.get(START_FROM)
+    at: KeyPath = ("space", START_FROM)
+    if chosen is None and study.starts:
+        yield Problem(
+            ("start",),
+            f"nothing chooses among {', '.join(study.starts)}; add [space.{START_FROM}] with type = "
+            '"categorical", these choices and a baseline',
+        )
+    elif chosen is not None and not study.starts:
+        yield Problem(at, "chooses how trials start, and there is no [start.NAME] to choose")
+    elif chosen is not None and not isinstance(chosen, Categorical):
+        yield Problem((*at, "type"), 'expected "categorical", with names of [start] tables')
+    elif isinstance(chosen, Categorical):
+        for place, name in enumerate(chosen.choices):
+            if name not in study.starts:
+                yield Problem(
+                    (*at, "choices", place),
+                    f"there is no [start.{name}]{nearest(str(name), study.starts)}",
+                )
+        if chosen.when or chosen.baseline is None:
+            yield Problem(at, "expected a baseline and no `when`: every trial starts somehow")
+    for name in study.starts:
+        yield from _start(study, name)
+    known = list(leaves(study.base))
+    for name, phase in study.phases.items():
+        for key, value in phase.set.items():
+            here: KeyPath = ("phase", name, "set", key)
+            if study.is_frozen(key):
+                yield Problem(here, f"{show(key)} is frozen; remove it from one of the two")
+            elif key in study.space.parameters:
+                yield from _value(study, key, value, here)
+            elif key not in known and not study.trainer.new_keys:
+                yield Problem(
+                    here, f"{show(key)} is not a key of {study.trainer.config}{nearest(key, known)}"
+                )
+
+
+def _start(study: Study, name: str) -> Iterator[Problem]:
+    start, at = study.starts[name], ("start", name)
+    named = [key for key in ("phase", "checkpoint") if getattr(start, key) is not None]
+    if len(named) == 2:
+        yield Problem(at, "got phase and checkpoint, expected at most one of both")
+    elif start.phase is not None and start.phase not in study.phases:
+        yield Problem(
+            (*at, "phase"), f"there is no [phase.{start.phase}]{nearest(start.phase, study.phases)}"
+        )
+    elif bool(named) != any("{checkpoint}" in word for word in start.arguments):
+        expected = (
+            'arguments with {checkpoint} in one of them, such as ["--resume", "{checkpoint}"]'
+            if named
+            else "a phase or a checkpoint, for {checkpoint} to stand for"
+        )
+        yield Problem((*at, "arguments"), f"got {show(start.arguments)}, expected {expected}")
+    if start.preview and start.phase is None:
+        yield Problem((*at, "preview"), "stands in for a phase's checkpoint, and there is no phase")
 
 
 def _on_oom(study: Study) -> Iterator[Problem]:

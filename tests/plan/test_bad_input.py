@@ -18,7 +18,7 @@ MISTAKES = {
         "[objective]", "[objectiv]", "[objectiv]",
         ('objectiv: unknown key; the nearest known is "objective"; known here: study, objective, '
         "trainer, limits, resources, space, tie, forbid, frozen, question, stage1, stage2, confirm, "
-        "racing, validity, on_oom, checkpoints, notify"),
+        "racing, validity, on_oom, checkpoints, notify, phase, start"),
     ),
     "unknown key": (
         "target = 5.0", "target = 5.0\ntraget = 4", "traget",

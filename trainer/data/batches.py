@@ -42,6 +42,10 @@ class Audit:
         """Plain values, for an event."""
         return dataclasses.asdict(self)
 
+    def epochs(self, steps: int, batch_size: int) -> float:
+        """How often every sample has been seen, on average, after `steps` of `batch_size` of them."""
+        return steps * batch_size / self.samples
+
 
 def audit(tokens: int, *, context: int, stride: int) -> Audit:
     """The windows of `context` inputs and their targets that `tokens` tokens have room for."""
