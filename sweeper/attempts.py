@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from sweeper.events import EventError, Fold, parse_line
 from sweeper.executors.base import Slot
 from sweeper.objective import best_value
 from sweeper.paths import AttemptPaths, make_private, write_json, write_whole
+from sweeper.space import Value
 from sweeper.spec import AttemptOutcome, AttemptSpec, SpecError
-from sweeper.study import Study
+from sweeper.study import START_FROM, Study
 from sweeper.trial import AttemptFacts, DeviceSample, Outcome, Phases, PlannedTrial, Reason
 
 MOST_SAMPLES = 1000
@@ -35,10 +36,49 @@ _FIGURES = ("utilisation", "power_w", "temperature_c", "clock_mhz")
 
 @dataclass(frozen=True)
 class Origin:
-    """The checkpoint that an attempt goes on from, and which attempt of the trial left it."""
+    """The checkpoint that an attempt goes on from, and which attempt of the trial left it.
+
+    `before` is what was done before the trial itself began, where that was from a checkpoint.
+    """
 
     attempt: int
     checkpoint: Path
+    before: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where a trial begins, and what it does otherwise than its study says for all.
+
+    It begins with `checkpoint` and `arguments` added to its command; `start` is what the study calls
+    that, `of` and `attempt` are the trial that left it ("" and 0: a file). `extends`: it goes on with
+    that very trial, whose curve is the first part of its own, and whose own beginning was `before`.
+    `steps` replaces the limit of steps; `changes` are keys of the trainer's configuration; with
+    `own_target` it goes on to `target` (None: to its last step) instead of the stage's.
+    """
+
+    start: str = ""
+    checkpoint: Path | None = None
+    of: str = ""
+    attempt: int = 0
+    extends: bool = False
+    before: Mapping[str, Any] | None = None
+    arguments: tuple[str, ...] = ()
+    steps: int | None = None
+    changes: Mapping[str, Value] = field(default_factory=dict)
+    own_target: bool = False
+    target: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """`AttemptSpec.start_from`."""
+        if self.checkpoint is None:
+            return {}
+        said = {"start": self.start, "checkpoint": str(self.checkpoint), "of": self.of}
+        offset = {"offset": dict(self.before or {})} if self.extends else {}
+        return {**said, "attempt": self.attempt, "extends": self.extends, **offset}
+
+
+FROM_THE_START = Begin()
 
 
 def prepare(
@@ -55,29 +95,24 @@ def prepare(
     adjusted: Mapping[str, int] | None = None,
     cap_why: str = "",
     origin: Origin | None = None,
+    begin: Begin = FROM_THE_START,
 ) -> Prepared:
     """Write an attempt's configuration and spec beside its run folder; `Prepared.put` makes it that.
 
     Nothing that an attempt has written is touched here, because whoever prepares may have lost the
     study to another orchestrator and not know it yet. `token` is the lease's; `adjusted` are keys
     that differ from the trial's point in this attempt ([on_oom]); `origin` is the checkpoint that
-    it goes on from.
+    it goes on from, `begin` where the trial itself began.
 
     Raises:
         DiskUnusable: the run folder cannot be written.
     """
     changes = dict(adjusted or {})
+    steps = begin.steps or study.limits.steps
+    if begin.own_target:
+        target, fallback = begin.target, ()
     point = {**trial.point, **{k: v for k, v in changes.items() if k in study.space.parameters}}
-    config = resolve_config(
-        study,
-        point,
-        seed=trial.seed,
-        target=target,
-        fallback=fallback,
-        max_steps=study.limits.steps,
-    )
-    for key in changes.keys() - point.keys():
-        set_key(config, key, changes[key])
+    config = configuration(study, trial, begin, target=target, fallback=fallback, adjusted=changes)
     argv = fill_command(
         study,
         point,
@@ -87,15 +122,18 @@ def prepare(
         target=target,
         seed=trial.seed,
     )
+    start_from = begin.document()
     if origin is not None:
-        path = str(origin.checkpoint)
-        argv += [word.replace("{checkpoint}", path) for word in study.trainer.resume]
+        argv += _with_checkpoint(study.trainer.resume, origin.checkpoint)
+        start_from |= {"offset": dict(origin.before or {})} if start_from else {}
+    elif begin.checkpoint is not None:
+        argv += _with_checkpoint(begin.arguments, begin.checkpoint)
     env: dict[str, str | None] = {
         **study.trainer.env,
         **slot.env,
         "SWEEP_SEED": str(trial.seed),
         "SWEEP_TARGET": None if target is None else repr(target),
-        "SWEEP_MAX_STEPS": str(study.limits.steps),
+        "SWEEP_MAX_STEPS": str(steps),
         "SWEEP_EVENTS": None if study.trainer.patterns else str(paths.raw_events),
         "SWEEP_RUN_DIR": str(paths.folder),
     }
@@ -113,7 +151,7 @@ def prepare(
         silence_s=study.limits.silence_s,
         startup_s=study.limits.startup_s,
         grace_s=study.limits.grace_s,
-        max_steps=study.limits.steps,
+        max_steps=steps,
         env=env,
         reader="patterns" if study.trainer.patterns else "events",
         patterns=dict(study.trainer.patterns),
@@ -122,6 +160,7 @@ def prepare(
         device=dict(slot.device),
         adjusted=changes,
         continues=origin.attempt if origin else 0,
+        start_from=start_from,
     )
     try:
         with _draft(paths, token) as draft:
@@ -131,6 +170,34 @@ def prepare(
     except OSError as error:
         raise disk_unusable(paths.folder, error) from None
     return Prepared(draft, paths)
+
+
+def configuration(
+    study: Study,
+    trial: PlannedTrial,
+    begin: Begin,
+    *,
+    target: float | None,
+    fallback: Sequence[float] = (),
+    adjusted: Mapping[str, Value] | None = None,
+) -> dict[str, Any]:
+    """The trainer's configuration of a trial that begins so, for a target (None: to its last step)."""
+    config = resolve_config(
+        study,
+        trial.point,
+        seed=trial.seed,
+        target=target,
+        fallback=fallback,
+        max_steps=begin.steps or study.limits.steps,
+    )
+    for key, value in {**begin.changes, **(adjusted or {})}.items():
+        if key != START_FROM and not study.is_frozen(key):
+            set_key(config, key, value)
+    return config
+
+
+def _with_checkpoint(arguments: Sequence[str], checkpoint: Path) -> list[str]:
+    return [word.replace("{checkpoint}", str(checkpoint)) for word in arguments]
 
 
 @dataclass(frozen=True)
@@ -230,12 +297,17 @@ def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
     fold = read_events(paths, metric)
     started: Mapping[str, Any] = fold.started or {}
     curve, device = tuple(fold.curve), _device(outcome)
-    before = _continued(paths, metric, started)
-    if before is not None:
-        step = started["resumed_from"]["step"]
-        curve = (*(e for e in before.curve if e.step <= step), *curve)
-        train_s = Phases.from_mapping(started["resumed_from"].get("clock") or {}).train
-        device["continues"] = {"attempt": before.attempt, "train_s": train_s}
+    spec = _spec(paths)
+    former = _continued(paths, metric, started, spec)
+    resumed, counts_from = started.get("resumed_from"), started.get("counts_from") or {}
+    if former is not None and isinstance(resumed, Mapping):
+        step = resumed["step"] - counts_from.get("step", 0)
+        curve = (*(e for e in former.curve if e.step <= step), *curve)
+        train_s = _train_s(resumed) - _train_s(counts_from)
+        device["continues"] = {"attempt": former.attempt, "train_s": train_s}
+    if spec is not None and spec.start_from:
+        said = {k: v for k, v in spec.start_from.items() if k != "offset"}
+        device["starts_from"] = {**said, **counts_from}
     finished: Mapping[str, Any] = fold.finished or {}
     train_s = fold.clock.train
     return AttemptFacts(
@@ -267,16 +339,28 @@ def collect(paths: AttemptPaths, metric: str) -> AttemptFacts | None:
     )
 
 
-def _continued(paths: AttemptPaths, metric: str, started: Mapping[str, Any]) -> AttemptFacts | None:
-    """The attempt that this one went on from, if its trainer says that it did."""
+def _spec(paths: AttemptPaths) -> AttemptSpec | None:
     try:
-        continues = AttemptSpec.read(paths.spec).continues
+        return AttemptSpec.read(paths.spec)
     except (SpecError, OSError):
         return None
+
+
+def _train_s(said: Mapping[str, Any]) -> float:
+    return Phases.from_mapping(said.get("clock") or {}).train
+
+
+def _continued(
+    paths: AttemptPaths, metric: str, started: Mapping[str, Any], spec: AttemptSpec | None
+) -> AttemptFacts | None:
+    """The attempt that this one went on from, if its trainer says that it did."""
     resumed = started.get("resumed_from")
-    if not continues or not isinstance(resumed, Mapping) or not _whole(resumed.get("step")):
+    if spec is None or not isinstance(resumed, Mapping) or not _whole(resumed.get("step")):
         return None
-    return collect(AttemptPaths(paths.folder.with_name(f"attempt-{continues}")), metric)
+    trial, attempt = paths.folder.parent, spec.continues
+    if not attempt and spec.start_from.get("extends"):
+        trial, attempt = trial.with_name(spec.start_from["of"]), spec.start_from["attempt"]
+    return collect(AttemptPaths(trial / f"attempt-{attempt}"), metric) if attempt else None
 
 
 def give_up(paths: AttemptPaths, message: str) -> bool:

@@ -59,6 +59,11 @@ def choose(study: str | None) -> Chosen:
     return Chosen("quickstart", _built_in("quickstart"), why)
 
 
+def is_study(named: str) -> bool:
+    """Whether it is a path to a study or the name of a built-in one."""
+    return _found(named) is not None
+
+
 def load(chosen: Chosen, *, scale: str | None = None) -> Study:
     """The chosen study, parsed.
 
@@ -69,15 +74,10 @@ def load(chosen: Chosen, *, scale: str | None = None) -> Study:
 
 
 def _named(study: str, why: str) -> Chosen:
-    path = Path(study).expanduser()
-    if path.is_dir() and (path / FILE).is_file():
-        return Chosen(path.resolve().name, path / FILE, f"{why}: a folder")
-    if path.is_file():
-        return Chosen(path.resolve().parent.name, path, f"{why}: a file")
+    if (found := _found(study)) is not None:
+        return Chosen(found.name, found.path, f"{why}: {found.why}")
     known = names()
-    if study in known:
-        return Chosen(study, _built_in(study), f"{why}: a built-in study")
-    if path.is_dir():
+    if Path(study).expanduser().is_dir():
         raise StudyError(f"study {study!r}: the folder has no {FILE}; `sweep init` makes one")
     close = difflib.get_close_matches(study, known, n=1, cutoff=0.5)
     near = f"; the nearest known is {close[0]!r}" if close else ""
@@ -85,6 +85,17 @@ def _named(study: str, why: str) -> Chosen:
         f"study {study!r}: neither a file, nor a folder with a {FILE}, nor a built-in study{near}; "
         f"built-in: {', '.join(known)}"
     )
+
+
+def _found(study: str) -> Chosen | None:
+    path = Path(study).expanduser()
+    if path.is_dir() and (path / FILE).is_file():
+        return Chosen(path.resolve().name, path / FILE, "a folder")
+    if path.is_file():
+        return Chosen(path.resolve().parent.name, path, "a file")
+    if study in names():
+        return Chosen(study, _built_in(study), "a built-in study")
+    return None
 
 
 def _built_in_folder() -> Path:

@@ -59,7 +59,8 @@ def origin(study: Study, home: Home, known: TrialFacts, target: float) -> Origin
     if time is None or time.reached:
         return None
     path = last_checkpoint(home.attempt(study.name, known.trial.id, counted.attempt))
-    return Origin(counted.attempt, path) if path else None
+    before = counted.device.get("starts_from")
+    return Origin(counted.attempt, path, before) if path else None
 
 
 def last_checkpoint(paths: AttemptPaths) -> Path | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from sweeper import __version__
 from sweeper.errors import EXIT_INTERRUPTED, EXIT_STUDY, SweepError
+from sweeper.pattern_sets import SETS
 
 EPILOG = """\
 STUDY is a path to a study.toml (or its folder) or the name of a built-in study (see `sweep
@@ -38,11 +39,13 @@ VERBS = {
     "logs": "look:logs",
     "studies": "look:studies",
     "doctor": "doctor:doctor",
+    "init": "scaffold:init",
     "report": "output:report",
     "export": "output:export",
     "dashboard": "output:dashboard",
     "cancel": "repair:cancel",
     "retry": "repair:retry",
+    "extend": "extend:extend",
     "db": "database:db",
     "replay": "replay:replay_trials",
     "import": "foreign:import_results",
@@ -73,6 +76,19 @@ def _hours(text: str) -> float:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected seconds above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 0")
+    return int(text)
+
+
 class _Usage(Exception):  # noqa: N818 - a command line that is wrong
     """What is wrong with the command line, and where to look."""
 
@@ -92,6 +108,7 @@ def _common() -> _Parser:
     group = common.add_argument_group("everywhere")
     group.add_argument("--database", metavar="URL", help="Postgres to use (SWEEP_DATABASE_URL)")
     group.add_argument("--home", type=Path, metavar="DIR", help="default ./.sweep (SWEEP_HOME)")
+    group.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     group.add_argument("--json", action="store_true", help="one JSON document on stdout")
     group.add_argument("-v", "--verbose", action="store_true")
     group.add_argument("-q", "--quiet", action="store_true")
@@ -107,7 +124,6 @@ def _stage_options() -> _Parser:
     group.add_argument("--target", type=_number, metavar="X", help="instead of the study's")
     group.add_argument("--max-hours", type=_hours, metavar="H", help="start no trial after that")
     group.add_argument("--max-trials", type=_positive, metavar="N", help="start at most N trials")
-    group.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     group.add_argument(
         "--cold", action="store_true", help="start every trainer anew, never fork a warm one"
     )
@@ -121,6 +137,48 @@ def _stage_options() -> _Parser:
         "--retry-failed", action="store_true", help="run trials that failed for good once more"
     )
     return options
+
+
+def _init_options(init: _Parser) -> None:
+    init.add_argument("script", type=Path, metavar="SCRIPT", help="a Python script or a program")
+    init.epilog = (
+        "What follows -- is given to the script in every trial; {NAME} in it is filled in."
+    )
+    init.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: study.toml beside the script"
+    )
+    init.add_argument(
+        "--cwd", type=Path, metavar="DIR", help="where it runs; default: its own folder"
+    )
+    init.add_argument("--force", action="store_true", help="replace a file that is there")
+    init.add_argument("--name", metavar="NAME", help="the study's name; default: the script's")
+    init.add_argument("--metric", metavar="NAME", help="default: what is found in its output")
+    init.add_argument("--target", type=_number, metavar="X", help="the metric's value to reach")
+    init.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=RANGE",
+        help="lr=1e-4..1e-2:log, batch=8..64:step=8, optimizer=adamw,sgd; @X at the end: the baseline",
+    )
+    how = init.add_mutually_exclusive_group()
+    how.add_argument("--set", choices=list(SETS), help="how its output is read; default: tries all")
+    how.add_argument(
+        "--pattern", action="append", default=[], metavar="REGEX", help="how its output is read"
+    )
+    init.add_argument("--steps", type=_positive, metavar="N", help="most steps of a trial")
+    init.add_argument("--trial-s", type=_seconds, default=600.0, metavar="S", help="default: 600")
+    init.add_argument(
+        "--gpus", type=_count, metavar="N", help="per trial; default: 1, or 0 without any"
+    )
+    init.add_argument("--devices", metavar="0,1", help="where it is tried")
+    init.add_argument(
+        "--python", metavar="PATH", help="its interpreter; default: the one running sweep"
+    )
+    init.add_argument(
+        "--deadline", type=_seconds, default=60.0, metavar="S", help="of the brief run; default: 60"
+    )
+    init.add_argument("--no-run", action="store_true", help="do not try it")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -156,11 +214,10 @@ def build_parser() -> argparse.ArgumentParser:
     plan = with_study(verb("plan", "show a stage's design; run nothing"))
     plan.add_argument("--stage", choices=["1", "2"], default="1")
     plan.add_argument("--from-top", type=_positive, metavar="K")
-    plan.add_argument("--scale", metavar="NAME")
+    plan.add_argument("--svg", type=Path, metavar="DIR", help="also draw the schedules of starts")
     plan.add_argument("--target", type=_number, metavar="X")
     check = with_study(verb("check", "validate study, trainer, data, database and devices"))
     check.add_argument("--offline", action="store_true", help="no database, no device")
-    check.add_argument("--scale", metavar="NAME")
     check.add_argument("--devices", metavar="0,1")
     status = with_study(verb("status", "where every stage stands"))
     status.add_argument("--watch", action="store_true", help="live, until nobody runs it any more")
@@ -183,6 +240,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--across", action="store_true", help="compare times also across different fingerprints"
     )
     report.add_argument(
+        "--claims",
+        action="store_true",
+        help="only the claims beside the study (claims.toml); their arithmetic needs no run",
+    )
+    report.add_argument(
         "--check", action="store_true", help="compute the report that is there again from the facts"
     )
     export = with_study(verb("export", "the production configuration, or all facts"))
@@ -203,6 +265,12 @@ def build_parser() -> argparse.ArgumentParser:
         one.add_argument("--study", metavar="STUDY")
         if name == "logs":
             one.add_argument("-f", "--follow", action="store_true")
+    extend = verb("extend", "go on with a trial that has ended, from its checkpoint", running)
+    extend.add_argument("trial", metavar="TRIAL", help="an id such as s1-A3 (see `sweep status`)")
+    extend.add_argument("--study", metavar="STUDY")
+    extend.add_argument("--steps", type=_positive, metavar="N", help="to N steps in all")
+    extend.add_argument("--to", type=_number, metavar="X", help="until the metric is at X")
+    extend.add_argument("--show", action="store_true", help="only show what would be done")
     again = with_study(verb("retry", "run the trials that failed for good once more", running))
     again.add_argument("--failed", action="store_true", required=True)
     dashboard = verb("dashboard", "the Optuna dashboard on this storage")
@@ -222,8 +290,8 @@ def build_parser() -> argparse.ArgumentParser:
     with_study(again)
     again.add_argument("--target", type=_number, metavar="X", help="instead of the study's")
     again.add_argument("--slots", type=_positive, metavar="N", help="trials at once, virtually")
-    again.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
     verb("studies", "list the built-in studies")
+    _init_options(verb("init", "write a study file around a training script of yours"))
     database = verbs.add_parser("db", help="the embedded database, or an external one's schema")
     steps = database.add_subparsers(
         dest="step",
@@ -269,11 +337,22 @@ def _keep_off_the_process_list(url: str) -> None:
         os.execve(sys.executable, rest, os.environ | {"SWEEP_DATABASE_URL": url})  # noqa: S606
 
 
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is ours, and what follows `--` in `sweep init SCRIPT -- ...`, which is the script's."""
+    before, after = list(words), []
+    if "--" in before and "init" in before[: before.index("--")]:
+        at = before.index("--")
+        before, after = before[:at], before[at + 1 :]
+    return before, after
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = build_parser()
+    words, after = _split(sys.argv[1:] if argv is None else argv)
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(words)
+        args.arguments = after
     except _Usage as error:  # nothing was parsed: the word itself says whether JSON is wanted
         as_json = "--json" in (sys.argv[1:] if argv is None else argv)
         return _failed(str(error), EXIT_STUDY, as_json=as_json)
@@ -292,8 +371,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SweepError as error:
         return _failed(str(error), error.exit_code, as_json=args.json)
     except KeyboardInterrupt:
-        words = "interrupted; the same command goes on from here"
-        return _failed(words, EXIT_INTERRUPTED, as_json=args.json)
+        message = "interrupted; the same command goes on from here"
+        return _failed(message, EXIT_INTERRUPTED, as_json=args.json)
     except BrokenPipeError:  # the reader of our output went away: not our error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -8,12 +8,12 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sweeper.space import Value
-from sweeper.study import Study
+from sweeper.study import START_FROM, Study
 
 PLACES = ("python", "config", "events", "run_dir", "target", "seed")
 """What a command may ask for in braces, besides the parameters of the space."""
@@ -58,19 +58,40 @@ def resolve_config(
     """A copy of the study's base configuration for one trial; the base itself is not touched.
 
     The point's keys are set, then run.seed, run.target (left out when None) and run.max_steps, and
-    run.fallback_targets where the base has that key. Frozen keys keep the base's value.
+    run.fallback_targets where the base has that key. Frozen keys keep the base's value. A point that
+    sets run.max_steps itself (a space may vary it) has fewer steps than the limit, never more.
+    How a trial starts is no key.
     """
     config = copy.deepcopy(dict(study.base))
-    run: dict[str, Any] = {"run.seed": seed, "run.max_steps": max_steps}
+    own = point.get("run.max_steps", max_steps)
+    assert isinstance(own, int | float)
+    run: dict[str, Any] = {"run.seed": seed, "run.max_steps": min(max_steps, int(own))}
     if target is not None:
         run["run.target"] = target
     if "fallback_targets" in study.base.get("run", {}):
         easier = [value for value in fallback if target is None or value > target]
         run["run.fallback_targets"] = easier
     for key, value in {**point, **run}.items():
-        if key not in study.frozen:
+        if key != START_FROM and not study.is_frozen(key):
             set_key(config, key, value)
+    if target is None and isinstance(config.get("run"), dict):
+        config["run"].pop("target", None)
     return config
+
+
+def frozen_values(study: Study) -> dict[str, Any]:
+    """Every frozen key of the base with its value, a frozen table as all its keys."""
+    known = list(leaves(study.base))
+    return {key: get_key(study.base, key) for key in known if study.is_frozen(key)}
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of every value that is not itself a table."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def fill_command(

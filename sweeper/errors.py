@@ -102,8 +102,18 @@ class MixedFingerprints(EnvironmentUnusable):
     """A trial ran under another fingerprint than the study's others: their times do not compare."""
 
 
+class CheckpointUnusable(EnvironmentUnusable):
+    """A checkpoint that a trial is to begin with is not there, or nothing could be done with it."""
+
+
 class DiskUnusable(EnvironmentUnusable):
     """A run folder cannot be written."""
+
+
+class Interrupted(SweepError):  # noqa: N818 - it reads as what it says
+    """A budget or a person ended this before what was asked for was done; repeat the command."""
+
+    exit_code = EXIT_STOPPED_EARLY
 
 
 class NothingReached(SweepError):  # noqa: N818 - it reads as what it says

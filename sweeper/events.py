@@ -59,8 +59,12 @@ def _whole(body: Mapping[str, Any], key: str, default: int | None = None) -> int
     return value
 
 
-def _seconds(clock: Any) -> Phases:
-    """A protocol `clock`, whose known phases must be finite seconds from 0."""
+def seconds(clock: Any) -> Phases:
+    """A protocol `clock`, whose known phases must be finite seconds from 0.
+
+    Raises:
+        EventError: it is no such mapping.
+    """
     if not isinstance(clock, dict):
         raise EventError(f"clock: got {_shown(clock)}, expected seconds per phase")
     for phase in PHASES:
@@ -90,7 +94,7 @@ def parse_line(line: str | bytes) -> Event:
     if not isinstance(name, str):
         raise EventError(f"event: got {_shown(name)}, expected a name")
     clock = body.get("clock")
-    phases = None if clock is None else _seconds(clock)
+    phases = None if clock is None else seconds(clock)
     if name == "evaluated" and not isinstance(body.get("metrics"), dict):
         raise EventError("evaluated: metrics is missing, expected metric names and numbers")
     return Event(

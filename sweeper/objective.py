@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeper.trial import AttemptFacts, Clock, Evaluation, Outcome
+from sweeper.trial import AttemptFacts, Clock, Evaluation, Outcome, Reason
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class TimeToTarget:
     `seconds` is the crossing time when `reached`, else the time up to which the target was not
     crossed (censored). `lower_s` and `upper_s` are the stamps of the two evaluations around the
     crossing: their distance is the resolution. `steps` and `tokens` are interpolated likewise and
-    None when censored. `confirmed` says that a larger slice agreed.
+    None when censored, `steps` also where the script tells none. `confirmed` says that a larger slice
+    agreed.
     """
 
     reached: bool
@@ -58,7 +59,7 @@ def crossing(curve: Sequence[Evaluation], target: float, clock: Clock) -> TimeTo
         return TimeToTarget(
             reached=True,
             seconds=lower + share * (upper - lower),
-            steps=start.step + share * (probe.step - start.step),
+            steps=start.step + share * (probe.step - start.step) if probe.step else None,
             tokens=start.tokens + share * (probe.tokens - start.tokens),
             lower_s=lower,
             upper_s=upper,
@@ -86,6 +87,24 @@ def _time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeT
         return found
     stopped_s = attempt.phases.seconds(clock)
     return TimeToTarget(reached=False, seconds=stopped_s, lower_s=stopped_s, upper_s=math.inf)
+
+
+_CUT_OFF = (Reason.DIVERGED, Reason.TIMEOUT, Reason.CAP, Reason.FORECAST, Reason.BUDGET)
+
+
+def final_value(attempt: AttemptFacts) -> float | None:
+    """The metric at the budget's end (goal "final"), or None for a run that did not come to it.
+
+    The last finite value of the larger slice, where there is one, else of the probe.
+    """
+    measured = attempt.outcome in (Outcome.REACHED, Outcome.CENSORED)
+    if not measured or attempt.reason in _CUT_OFF:
+        return None
+    for kind in ("confirmation", "probe"):
+        for evaluation in reversed(attempt.curve):
+            if evaluation.slice == kind and math.isfinite(evaluation.value):
+                return evaluation.value
+    return None
 
 
 def best_value(curve: Sequence[Evaluation]) -> float | None:

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from sweeper.space import Space, Value
 from sweeper.trial import Clock, StageName
 
+START_FROM = "start_from"
+"""The parameter of the space that chooses among the study's starts; it is no key of the trainer's."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -31,7 +34,11 @@ class Frozen(BaseModel):
 
 
 class Objective(Frozen):
-    """What is minimised: seconds until `metric` is at or below `target`, or the final metric."""
+    """What is minimised: seconds until `metric` is at or below `target`, or the final metric.
+
+    With goal "final" every trial runs to the end of its budget. `target` is then the level to beat:
+    it ends nothing and ranks nothing, but the time at which it was crossed is still told.
+    """
 
     goal: Literal["time_to_target", "final"] = "time_to_target"
     metric: str = "val_loss"
@@ -39,6 +46,11 @@ class Objective(Frozen):
     fallback: tuple[Finite, ...] = ()
     stretch: tuple[Finite, ...] = ()
     clock: Clock = "train"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the metric at the budget's end ranks, and not a time."""
+        return self.goal == "final"
 
     def easier(self, target: float) -> tuple[float, ...]:
         """Every declared target that is easier to reach than this one, the hardest first."""
@@ -51,8 +63,9 @@ class TrainerCommand(Frozen):
 
     `config` is what the space's dotted keys point into (TOML or JSON, relative to the study's
     folder); `new_keys` allows keys of the space that it leaves out. `patterns` are regular
-    expressions for a script whose output must be read. `resume` is appended to the command where a
-    trial goes on from its `{checkpoint}`; without it no trial can.
+    expressions for a script whose output must be read, those of a ready set among them. `resume` is
+    appended to the command where a trial goes on from its `{checkpoint}`; without it no trial can.
+    `schedule` is a command that shows the learning rates that a `{config}` would be trained with.
     """
 
     command: tuple[str, ...] = Field(min_length=1)
@@ -63,6 +76,34 @@ class TrainerCommand(Frozen):
     env: Mapping[str, str] = {}
     patterns: Mapping[str, str] = {}
     resume: tuple[str, ...] = ()
+    schedule: tuple[str, ...] = ()
+
+
+class Phase(Frozen):
+    """A run that the study makes before its trials: the baseline with `set`, without a target.
+
+    It is run once for each seed that needs its checkpoint, to the end of its `steps`.
+    """
+
+    steps: int = Field(gt=0)
+    set: Mapping[str, Value] = {}
+
+
+class Start(Frozen):
+    """One way in which a trial may begin: from a checkpoint, or (with neither of both) afresh.
+
+    The checkpoint is that of a `phase` with the trial's own seed, or a file (relative to the study's
+    folder). `arguments` are added to the trainer's command and name its `{checkpoint}`; `preview`
+    takes their place in `[trainer] schedule` before there is one, and may name the `{phase}`'s
+    configuration (none: not known before). `steps` is the limit as the trainer counts, which may
+    include steps before.
+    """
+
+    phase: str | None = None
+    checkpoint: str | None = None
+    arguments: tuple[str, ...] = ()
+    preview: tuple[str, ...] | None = None
+    steps: int | None = Field(default=None, gt=0)
 
 
 class Limits(Frozen):
@@ -199,11 +240,13 @@ class Racing(Frozen):
 class Validity(Frozen):
     """Which measurements may be believed (method section 7).
 
-    `gate` judges every attempt by its device's telemetry and pace. `mixed` lets trials of different
-    hardware, versions or data be ranked together.
+    `gate` judges every attempt: by its fingerprint and, with `pace`, by how its device was disturbed
+    and how long it took (goal "final" leaves that out: no time ranks there). `mixed` lets trials of
+    different hardware, versions or data be ranked together.
     """
 
     gate: bool = True
+    pace: bool = True
     mixed: bool = False
 
 
@@ -269,8 +312,21 @@ class Study(Frozen):
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
+    phases: Mapping[str, Phase] = {}
+    starts: Mapping[str, Start] = {}
     seed: int = 1
     base: Mapping[str, Any] = {}
+
+    @property
+    def trust(self) -> Validity:
+        """Its validity rules, without those of pace where no time ranks."""
+        if not self.objective.is_final:
+            return self.validity
+        return self.validity.model_copy(update={"pace": False})
+
+    def is_frozen(self, key: str) -> bool:
+        """Whether a dotted key is frozen, itself or within a frozen table."""
+        return any(key == frozen or key.startswith(f"{frozen}.") for frozen in self.frozen)
 
     def definition(self, stage: StageName) -> dict[str, Any]:
         """What a stage's plan is frozen on, as JSON values.
@@ -281,7 +337,9 @@ class Study(Frozen):
         unused = {"name"} if stage == "stage2" else {"name", "levels"}
         parts: dict[str, Any] = {
             "objective": self.objective.model_dump(mode="json", exclude={"fallback", "stretch"}),
-            "trainer": self.trainer.model_dump(mode="json", exclude={"module", "resume"}),
+            "trainer": self.trainer.model_dump(
+                mode="json", exclude={"module", "resume", "schedule"}
+            ),
             "limits": self.limits.model_dump(mode="json", include={"steps", "trial_s"}),
             "resources": self.resources.model_dump(mode="json", include={"gpus"}),
             "space": {
@@ -295,6 +353,12 @@ class Study(Frozen):
             "base": self.base,
             "seed": self.seed,
         }
+        for name, tables in (("phase", self.phases), ("start", self.starts)):
+            if tables:
+                parts[name] = {
+                    key: table.model_dump(mode="json", exclude={"preview"})
+                    for key, table in tables.items()
+                }
         if stage == "stage1":
             parts["stage1"] = self.stage1.model_dump(mode="json")
         elif stage == "stage2":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sweeper import attempts, checkpoints, oom, run_folders, telling
+from sweeper import attempts, checkpoints, oom, run_folders, starts, telling
 from sweeper.behind import Behind
 from sweeper.errors import EnvironmentUnusable, MixedFingerprints, PlanError
 from sweeper.executors.base import Executor, Slot
@@ -31,6 +31,7 @@ from sweeper.steering import Running, Steering
 from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.trial import (
+    UNRANKED,
     AttemptFacts,
     Outcome,
     PlannedTrial,
@@ -127,7 +128,10 @@ class StageRun:
         metric = self.study.objective.metric
         self._steering = Steering(self.stage.race, self.progress, self.target, metric)
         self._behind = Behind()
-        self._gate = Gate(self.study.validity, self.stage.race.earlier, self._say_later)
+        validity = self.study.trust
+        if self.stage.name in UNRANKED:  # a run on a busy device leaves the same checkpoint
+            validity = validity.model_copy(update={"gate": False})
+        self._gate = Gate(validity, self.stage.race.earlier, self._say_later)
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -326,6 +330,7 @@ class StageRun:
         paths = self.home.attempt(self.study.name, trial.id, attempt)
         bound = self._steering.cap(trial)
         origin = self._origin(self._judged.get(trial.id, known), self.target)
+        begin = starts.begin(self.study, self.home, trial, self._plan)
         prepared = attempts.prepare(
             self.study,
             trial,
@@ -339,6 +344,7 @@ class StageRun:
             adjusted=oom.adjusted(self.study, trial.point, known.attempts),
             cap_why=bound.why if bound else "",
             origin=origin,
+            begin=begin,
         )
         self.executor.submit(self._begin(trial, attempt, prepared, slot), slot)
         self._to_retry.discard(trial.id)
@@ -428,6 +434,8 @@ class StageRun:
 
     def _prune(self) -> None:
         """Give back the disk that checkpoints of trials occupy which nobody will continue."""
+        if self.stage.name in UNRANKED:
+            return  # others begin with these, or a person has asked for them
         facts, target = list(self._judged.values()), self._record.effective_target
         freed = checkpoints.prune(self.study, self.home, facts, target=target, top=self.stage.keep)
         if freed:
@@ -600,6 +608,8 @@ class StageRun:
         return self.target if self.study.objective.goal == "time_to_target" else None
 
     def _time(self, facts: AttemptFacts) -> TimeToTarget | None:
+        if self.study.objective.is_final:
+            return None  # every trial runs to its end: there is nothing to reach
         return time_to_target(facts, self.target, self.study.objective.clock)
 
     def _done(self) -> int:

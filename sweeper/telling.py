@@ -9,7 +9,7 @@ import contextlib
 import math
 from typing import Any
 
-from sweeper.objective import TimeToTarget, time_to_target
+from sweeper.objective import TimeToTarget, final_value, time_to_target
 from sweeper.paths import AttemptPaths
 from sweeper.search.base import Told
 from sweeper.study import Study
@@ -50,6 +50,9 @@ def attributes(trial: PlannedTrial) -> dict[str, Any]:
 def told(study: Study, facts: AttemptFacts, target: float) -> Told:
     """Reached: its seconds. Censored: the cap it was judged against. Failed: None.
 
+    With goal "final": the last metric; where the run did not come to its end, the lowest that it saw,
+    with a violated constraint.
+
     Where steps ran out or it diverged, the trial limit stands for the cap; the violated constraint is
     best loss minus target.
     """
@@ -62,6 +65,12 @@ def told(study: Study, facts: AttemptFacts, target: float) -> Told:
     }
     time = time_to_target(facts, target, study.objective.clock)
     curve = _thinned(facts)
+    if study.objective.is_final and time is not None:
+        described |= _for_people(facts, time)
+        final = final_value(facts)
+        if final is not None:
+            return Told(final, attributes=described, curve=curve)
+        return Told(facts.best_loss, NO_LOSS_VIOLATION, described, curve)
     if time is None:
         return Told(None, attributes=described | {"message": facts.message[:500]}, curve=curve)
     described |= _for_people(facts, time)

@@ -16,7 +16,12 @@ if TYPE_CHECKING:  # the runner needs no spaces, and is in a hurry
 
 Clock = Literal["train", "train+eval", "wall"]
 SliceName = Literal["probe", "confirmation"]
-StageName = Literal["stage1", "stage2", "confirm"]
+StageName = Literal["prepare", "stage1", "stage2", "confirm", "extend"]
+"""In the order in which they run; `prepare` and `extend` leave checkpoints and have no ranking."""
+
+
+UNRANKED: tuple[StageName, ...] = ("prepare", "extend")
+"""Stages whose times are compared with nobody's."""
 
 
 class Outcome(StrEnum):
@@ -190,7 +195,8 @@ class AttemptFacts:
     stopped (None when nothing capped it). `started_at` and `ended_at` are Unix times, for people;
     `wall_s` is a monotonic duration. `device` and `fingerprint` describe where it ran; `device` also
     has what was `observed` there (a mapping), which keys were `adjusted` for its memory, and which
-    attempt it `continues` from its checkpoint (curve and clock then include that one's). `validity`
+    attempt it `continues` from its checkpoint (curve and clock then include that one's), and which
+    checkpoint it `starts_from` (steps, tokens and clock count from there). `validity`
     is valid, suspect or invalid; what raised a doubt stands in `device["observed"]["doubts"]`.
     """
 

@@ -16,7 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Every part may import itself, the parts in its row, and (below) its third-party packages. Rows stand in
 # the order of the arrows: words <- edge, design, racing, analysis <- adapters <- loop <- app <- cli.
-WORDS = {"errors", "space", "trial", "events", "objective", "spec", "study", "progress", "paths"}
+WORDS = {
+    "errors",
+    "space",
+    "trial",
+    "events",
+    "objective",
+    "spec",
+    "study",
+    "progress",
+    "paths",
+    "pattern_sets",
+    "claims",
+}
 EDGE = {"study_file", "catalog", "configuration", "fingerprint", "devices", "runner"}
 PURE = {"design", "racing", "analysis"}
 SEAMS = {"executors.base", "search.base", "storage.base"}
@@ -30,9 +42,11 @@ ALLOWED: dict[str, set[str]] = {
     "study": {"space", "trial"},
     "progress": {"objective", "trial"},
     "paths": set(),
+    "pattern_sets": set(),
+    "claims": {"errors"},
     "fingerprint": {"errors"},
     "devices": {"errors", "runner"},
-    "study_file": {"errors", "space", "trial", "study", "paths", "configuration"},
+    "study_file": {"errors", "space", "trial", "study", "paths", "configuration", "pattern_sets"},
     "catalog": {"errors", "study", "study_file"},
     "configuration": {"errors", "space", "study", "trial"},
     "runner": {"errors", "events", "objective", "paths", "spec", "trial"},
@@ -44,6 +58,8 @@ ALLOWED: dict[str, set[str]] = {
     "storage": WORDS,
     "report": WORDS | {"analysis", "configuration"},
     "doctor": WORDS,
+    "scaffold": {"errors", "space"},
+    "integrations": set(),
     "behind": set(),
     "patience": {"errors"},
     "notify": {"objective", "progress", "study", "trial"},
@@ -55,6 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "gate": {"racing", "study", "trial"},
     "places": {"errors", "executors.base"},
     "checkpoints": {"attempts", "events", "objective", "paths", "study", "trial"},
+    "starts": WORDS | {"attempts", "checkpoints", "racing", "storage.base"},
     "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
     "steering": WORDS | {"attempts", "executors.base", "racing"},
     "sweep": WORDS
@@ -69,6 +86,7 @@ ALLOWED: dict[str, set[str]] = {
         "places",
         "run_folders",
         "racing",
+        "starts",
     }
     | {"stages", "steering", "telling"},
     "replay": WORDS
@@ -82,8 +100,12 @@ ALLOWED: dict[str, set[str]] = {
         "sweep",
         "stages",
         "replay",
+        "scaffold",
         "attempts",
         "notify",
+        "pattern_sets",
+        "starts",
+        "checkpoints",
         "steering",
         "telling",
         "plan_document",
@@ -92,7 +114,7 @@ ALLOWED: dict[str, set[str]] = {
         "doctor",
     }
     | {"search.base", "search.dashboard", "search.optuna_search", "executors.local"},
-    "cli": {"errors", "commands"},
+    "cli": {"errors", "commands", "pattern_sets"},
 }
 # Third-party packages by part; what is not named here may use the standard library alone.
 PACKAGES: dict[str, set[str]] = {
@@ -107,6 +129,7 @@ PACKAGES: dict[str, set[str]] = {
     "attempts": {"tomli_w"},
     "app": {"rich"},
     "commands": {"tomli_w", "pydantic"},
+    "integrations": {"transformers", "lightning", "pytorch_lightning"},
 }
 STANDARD_LIBRARY_ONLY = (
     "trial",

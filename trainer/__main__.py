@@ -9,9 +9,14 @@ It must not import torch before a configuration is known to be good.
     python -m trainer check --stdin                a JSON list of configurations in, errors out
     python -m trainer schema                       every key with type, default and bounds, as JSON
     python -m trainer schedule --config FILE       the learning rates that would be applied
-        [--resume PATH|auto] [--extend-steps N] [--svg FILE]
+        [--resume PATH|auto | --after FILE] [--extend-steps N] [--svg FILE]
     python -m trainer bench [--config FILE]        where the time of a step goes, as JSON
+    python -m trainer bench --quick                small architectures side by side on names
+        [--repeats N] [--steps N] [--svg FILE]
+    python -m trainer compare PATH...              the runs in event files or folders, arm by arm
+        [--arms FILE] [--level LOSS] [--svg FILE] [--out FILE]
     python -m trainer prepare fineweb|text|stdlib  make token shards
+    python -m trainer prepare bpe FILE             train a byte-level BPE on a text
 
 Exit codes: 0 finished (target, steps, patience, or told to stop by SIGTERM) · 1 crash · 2 bad
 configuration or command line · 3 bad data · 4 diverged · 5 out of memory · 6 bad checkpoint ·
@@ -30,6 +35,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from trainer.config import (
     examine,
@@ -123,13 +129,19 @@ def check_stdin_command() -> int:
     return ConfigError.exit_code if any(answers) else 0
 
 
-def schedule_command(path: Path, continuation: Continuation, svg: Path | None) -> int:
-    """`schedule`: print the learning rates that `train` with the same options would apply."""
+def schedule_command(
+    path: Path, continuation: Continuation, svg: Path | None, after: Path | None = None
+) -> int:
+    """`schedule`: print the learning rates that `train` with the same options would apply.
+
+    `after` is the configuration of a run that this one will go on from, before there is a checkpoint.
+    """
     from trainer.origin import planned_schedule  # noqa: PLC0415 - reads checkpoints with torch
     from trainer.schedule_view import as_svg, base_rates, described  # noqa: PLC0415
 
     config = parse(fill_from_environment(load(path), os.environ), str(path))
-    schedule, first, max_steps = planned_schedule(config, continuation)
+    former = parse(load(after), str(after)) if after else None
+    schedule, first, max_steps = planned_schedule(config, continuation, former)
     print(described(schedule, first, max_steps, base_rates(config.optim)))
     if svg is not None:
         write_whole(svg, as_svg(schedule, first, max_steps).encode())
@@ -147,6 +159,41 @@ def bench_command(path: Path | None, steps: int, out: Path | None) -> int:
         sys.stdout.write(text)
     else:
         write_whole(out, text.encode())
+    return 0
+
+
+def quick_bench_command(options: argparse.Namespace) -> int:
+    """`bench --quick`: the fixed small benchmark of architectures; a table, JSON and a figure."""
+    from trainer.quick import architectures  # noqa: PLC0415 - torch takes a second to import
+
+    arms = architectures(steps=options.steps or 1000, repeats=options.repeats, say=_say)
+    title = "Training (thin) and validation loss of small architectures on names, by step"
+    return _show_comparison(arms, options, title)
+
+
+def compare_command(options: argparse.Namespace) -> int:
+    """`compare`: the outputs of finished runs, arm by arm."""
+    from trainer.comparison import arms_of, read_runs  # noqa: PLC0415 - for this verb only
+
+    named = load(options.arms) if options.arms else {}
+    if not all(isinstance(keys, dict) for keys in named.values()):
+        raise ConfigError(f"{options.arms}: expected a table of dotted keys for each arm")
+    arms = arms_of(read_runs(options.path), named)
+    title = "Training loss (running mean, thin) and validation loss of every run, by step"
+    return _show_comparison(arms, options, title)
+
+
+def _show_comparison(arms: Any, options: argparse.Namespace, title: str) -> int:
+    from trainer.comparison import compare  # noqa: PLC0415 - for these verbs only
+    from trainer.comparison_view import as_markdown, as_svg  # noqa: PLC0415
+
+    document = compare(arms, options.level)
+    print(as_markdown(document), end="")
+    if options.out is not None:
+        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+        write_whole(options.out, text.encode())
+    if options.svg is not None:
+        write_whole(options.svg, as_svg(arms, document["level"], title).encode())
     return 0
 
 
@@ -175,14 +222,18 @@ def _run(options: argparse.Namespace) -> int:
 
         return prepare(options, _say)
     if options.verb == "bench":
-        return bench_command(options.config, options.steps, options.out)
+        if options.quick:
+            return quick_bench_command(options)
+        return bench_command(options.config, options.steps or 20, options.out)
+    if options.verb == "compare":
+        return compare_command(options)
     continuation = Continuation(
         resume=options.resume,
         extend_steps=options.extend_steps,
-        init_from=getattr(options, "init_from", None),
+        init_from=options.init_from,
     )
     if options.verb == "schedule":
-        return schedule_command(options.config, continuation, options.svg)
+        return schedule_command(options.config, continuation, options.svg, options.after)
     return train_command(options.config, continuation)
 
 
@@ -199,7 +250,10 @@ def _command_line() -> argparse.ArgumentParser:
         verb.add_argument(
             "--extend-steps", type=_positive, metavar="N", help="go on to N steps in all"
         )
-    run.add_argument("--init-from", metavar="PATH", help="begin with a checkpoint's weights")
+        verb.add_argument("--init-from", metavar="PATH", help="begin with a checkpoint's weights")
+    show.add_argument(
+        "--after", type=Path, metavar="FILE", help="go on from the end of this configuration's run"
+    )
     show.add_argument("--svg", type=Path, metavar="FILE", help="also draw it there")
     check = verbs.add_parser("check", help="say what is wrong with configurations; run nothing")
     source = check.add_mutually_exclusive_group(required=True)
@@ -208,8 +262,20 @@ def _command_line() -> argparse.ArgumentParser:
     verbs.add_parser("schema", help="every key with type, default and bounds, as JSON")
     bench = verbs.add_parser("bench", help="where the time of a step goes, as JSON")
     bench.add_argument("--config", type=Path, metavar="FILE")
-    bench.add_argument("--steps", type=_positive, default=20, metavar="N")
-    bench.add_argument("--out", type=Path, metavar="FILE")
+    bench.add_argument("--steps", type=_positive, metavar="N", help="default 20, or 1000 if quick")
+    bench.add_argument(
+        "--quick", action="store_true", help="small architectures side by side, on names"
+    )
+    bench.add_argument("--repeats", type=_positive, default=3, metavar="N", help="seeds, if quick")
+    compare = verbs.add_parser("compare", help="finished runs side by side, arm by arm")
+    compare.add_argument("path", type=Path, nargs="+", help="event files, or folders with them")
+    compare.add_argument(
+        "--arms", type=Path, metavar="FILE", help="TOML: for each arm a table of dotted keys"
+    )
+    for verb in (bench, compare):
+        verb.add_argument("--level", type=float, metavar="LOSS", help="convergence is until there")
+        verb.add_argument("--svg", type=Path, metavar="FILE", help="all curves in one figure")
+        verb.add_argument("--out", type=Path, metavar="FILE", help="the numbers as JSON")
     _prepare_options(verbs.add_parser("prepare", help="make token shards"))
     return parser
 
@@ -224,6 +290,15 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
     text.add_argument("files", type=Path, nargs="+", metavar="FILE")
     stdlib = sources.add_parser("stdlib", help="the source of Python's standard library")
     stdlib.add_argument("--max-bytes", type=_positive, default=30_000_000)
+    bpe = sources.add_parser("bpe", help="merges of a byte-level BPE, trained on a text")
+    bpe.add_argument("file", type=Path, metavar="FILE")
+    bpe.add_argument("--vocabulary", type=_positive, default=16_000, help="ids (default 16,000)")
+    bpe.add_argument(
+        "--tokenizers",
+        action="store_true",
+        help="train with the package tokenizers, which is faster",
+    )
+    bpe.add_argument("--out", type=Path, required=True, metavar="FILE")
     for source in (text, stdlib):
         source.add_argument(
             "--merges", type=Path, metavar="FILE", help="GPT-2's vocab.bpe; without it, bytes"

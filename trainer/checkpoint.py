@@ -139,12 +139,19 @@ def identity(config: Config, *, data_hash: str, vocabulary: int) -> dict[str, An
     return flat
 
 
-def refuse_stranger(path: Path, saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """CheckpointError that lists the differences, when the checkpoint is of another run."""
+def refuse_stranger(
+    path: Path, saved: Mapping[str, Any], ours: Mapping[str, Any], *, extended: bool = False
+) -> None:
+    """CheckpointError that lists the differences, when the checkpoint is of another run.
+
+    An `extended` run has its schedule planned anew, so that one may differ.
+    """
     differences = [
         f"{key} = {saved.get(key)!r} there, {value!r} here"
         for key, value in ours.items()
-        if saved.get(key) != value and key != "schedule.restart"
+        if saved.get(key) != value
+        and key != "schedule.restart"
+        and not (extended and key.startswith("schedule."))
     ]
     if differences:
         raise CheckpointError(

@@ -32,7 +32,9 @@ ENVIRONMENT_KEYS: Mapping[str, tuple[str, type[int | float]]] = {
 class Model:
     """Shape of the network, and how often its weights return to the sphere."""
 
-    kind: str = setting("ngpt", "which architecture", choices=("ngpt", "gpt2", "ltg_bert"))
+    kind: str = setting(
+        "ngpt", "which architecture", choices=("ngpt", "gpt2", "microgpt", "ltg_bert")
+    )
     layers: int = setting(3, "number of blocks", low=1)
     width: int = setting(96, "embedding width", low=2)
     heads: int = setting(3, "attention heads; must divide the width into even parts", low=1)
@@ -169,19 +171,46 @@ class Data:
     kind: str = setting(
         "stdlib",
         "corpus: Python's standard library, its English manual pages, a text file, any file's "
-        "bytes, a text's characters, token shards, or noise",
-        choices=("stdlib", "topics", "text", "bytes", "characters", "shards", "random"),
+        "bytes, a text's characters, names (a line each), token shards, titles (a line each, under a "
+        "BPE of their own), or noise",
+        choices=(
+            "stdlib",
+            "topics",
+            "text",
+            "bytes",
+            "characters",
+            "names",
+            "shards",
+            "titles",
+            "random",
+        ),
     )
-    path: str | None = setting(None, "the file, for text, bytes and characters")
+    path: str | None = setting(
+        None,
+        "the file, for text, bytes, characters, titles (without one: docstrings' first lines) and "
+        "names (without one: the shipped list)",
+    )
     train: str | None = setting(None, "training shards: a path or a glob, if data.kind is shards")
     validation: str | None = setting(None, "validation shards, in the same way")
     vocabulary: int = setting(50_257, "ids that the shards may hold, 0 to one less", low=2)
+    bpe_vocabulary: int = setting(
+        1024, "ids of the BPE of titles: 256 bytes, merges, a mark", low=257, high=65_536
+    )
+    merges: str | None = setting(
+        None, "its merges (a vocab.bpe); null: trained on the training titles"
+    )
+    mark_characters: int = setting(
+        1, "characters that the mark after a title counts in nats per character", low=0
+    )
     max_tokens: int = setting(0, "training tokens read from shards at most; 0: all", low=0)
     max_validation_tokens: int = setting(
         10_485_760, "validation tokens read from shards at most", low=1
     )
     max_bytes: int = setting(3_000_000, "bytes read at most, training and validation", low=4096)
     validation_share: float = setting(0.1, "share held out", above=0.0, below=1.0)
+    train_on_all: bool = setting(
+        False, "no split: what is held out for validation is trained on too"
+    )
     batch_size: int = setting(16, "sequences per step", low=1)
     micro_batch: int = setting(
         0, "sequences per pass; a step accumulates batch_size / micro_batch of them; 0: all", low=0
@@ -273,6 +302,22 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run says of itself at its end, besides its losses on the validation slices."""
+
+    losses: bool = setting(
+        False, "keep each step's training loss: when it became stable, how much it varies"
+    )
+    smoothing_steps: int = setting(100, "steps of the running mean that must become stable", low=1)
+    band: float = setting(
+        0.1, "nats around the final running mean that are called stable", above=0.0
+    )
+    last_steps: int = setting(100, "steps at the end over which the variance is taken", low=2)
+    samples: int = setting(0, "names to generate with the trained model (data.kind names)", low=0)
+    temperature: float = setting(0.5, "of the generation; lower is less daring", above=0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """What this one run is to do, and on what."""
 
@@ -322,6 +367,7 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     stop: Stop = field(default_factory=Stop)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    summary: Summary = field(default_factory=Summary)
     run: Run = field(default_factory=Run)
 
 
@@ -430,6 +476,8 @@ def _contradictions(config: Config) -> Iterator[Problem]:
             f"values above run.target = {run.target:g}",
         )
     yield from _schedule_contradictions(config.schedule)
+    if config.summary.samples and data.kind != "names":
+        yield Problem("summary.samples", config.summary.samples, '0 unless data.kind is "names"')
     smoothed_tokens = math.ceil(config.stop.smoothing_steps * data.batch_size * data.context)
     if config.stop.watch == "smoothed" and 0 < config.stop.patience_tokens < smoothed_tokens:
         yield Problem(
@@ -471,13 +519,17 @@ def _objective_contradictions(config: Config) -> Iterator[Problem]:
     if objective.kind == "masked" and config.run.compile == "whole":
         # As many logits as hidden tokens: a shape that changes from step to step.
         yield Problem("run.compile", "whole", '"block" or "off" when objective.kind is "masked"')
+    if objective.kind == "masked" and config.data.kind == "names":
+        yield Problem(
+            "data.kind", "names", 'another when objective.kind is "masked": rows are padded'
+        )
     if objective.random_share + objective.keep_share > 1:
         yield Problem(
             "objective.keep_share", objective.keep_share, "at most 1 less objective.random_share"
         )
     if pairs.path is None and pairs.at:
         yield Problem("pairs.at", list(pairs.at), "none without pairs.path")
-    if pairs.path is not None and config.data.kind in ("characters", "random"):
+    if pairs.path is not None and config.data.kind in ("characters", "names", "random", "titles"):
         yield Problem("pairs.path", pairs.path, f'none when data.kind is "{config.data.kind}"')
     shards = config.data.kind == "shards"
     if pairs.merges is not None and not shards:
@@ -509,14 +561,20 @@ def _optim_contradictions(optim: Optim) -> Iterator[Problem]:
 
 
 def _data_contradictions(data: Data) -> Iterator[Problem]:
+    if data.merges is not None and data.kind != "titles":
+        yield Problem("data.merges", data.merges, 'no value unless data.kind is "titles"')
     for name, kinds in _READ_FROM_FILES.items():
         value = getattr(data, name)
+        if name == "path" and data.kind in ("titles", "names"):
+            continue  # every machine has docstrings and the shipped list: given or not
         if (data.kind in kinds) != (value is not None):
             only_for = " or ".join(f'"{kind}"' for kind in kinds)
             expected = (
                 "a file" if data.kind in kinds else f"no value unless data.kind is {only_for}"
             )
             yield Problem(f"data.{name}", value, expected)
+    if data.kind == "names" and data.stride:
+        yield Problem("data.stride", data.stride, '0 when data.kind is "names", a sequence each')
     if data.micro_batch and data.batch_size % data.micro_batch:
         yield Problem(
             "data.micro_batch",

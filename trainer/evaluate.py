@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import EVALUATION_HALVINGS
+from trainer.roles import IGNORED, count_scored
 
 Windows = tuple[Tensor, Tensor]
 """Inputs and targets, both (N, T) int64."""
@@ -26,13 +27,41 @@ class Evaluator:
         probe: Windows,
         confirmation: Windows,
         windows_per_pass: int,
-        scored: Callable[[Tensor], int | Tensor] = Tensor.numel,
     ) -> None:
-        """`scored` counts the targets that the model's mean loss is over."""
-        self._model, self._scored = model, scored
+        self._model = model
         self._slices = {"probe": probe, "confirmation": confirmation}
+        self._characters: dict[str, int] = {}
         counts = [len(tokens) for tokens, _ in self._slices.values()]
         self._windows_per_pass = _pass_size(counts, windows_per_pass)
+        # Of each pass: what its mean is over, and therefore its weight.
+        self._scored = {
+            name: [int(count_scored(part)) for part in torch.split(targets, self._windows_per_pass)]
+            for name, (_, targets) in self._slices.items()
+        }
+
+    def count_characters(self, of_token: Tensor) -> None:
+        """Tell losses per character too: `of_token` (V,) are the characters of each token.
+
+        Only tokens that are scored count: targets of the slices. So the figure does not depend on
+        how many windows a pass has, and nothing is divided by text that was left out.
+        """
+        for name, (_, targets) in self._slices.items():
+            self._characters[name] = int(of_token[targets[targets != IGNORED].cpu()].sum())
+
+    def scored(self) -> dict[str, dict[str, int]]:
+        """Per slice, the tokens that are scored and (where counted) their characters."""
+        return {
+            name: {"tokens": sum(counts)}
+            | ({"characters": self._characters[name]} if name in self._characters else {})
+            for name, counts in self._scored.items()
+        }
+
+    def metrics(self, name: str, loss: float) -> dict[str, float]:
+        """What an evaluation of the slice `name` says: nats per token, and per character if counted."""
+        found = {"val_loss": loss}
+        if characters := self._characters.get(name):
+            found["nats_per_character"] = loss * sum(self._scored[name]) / characters
+        return found
 
     @torch.no_grad()
     def warm_up(self) -> None:
@@ -44,13 +73,15 @@ class Evaluator:
     def loss(self, name: str) -> float:
         """Nats per scored token over the whole slice `name`, "probe" or "confirmation"."""
         tokens, targets = self._slices[name]
+        counts = self._scored[name]
         parts = zip(
             torch.split(tokens, self._windows_per_pass),
             torch.split(targets, self._windows_per_pass),
+            counts,
             strict=True,
         )
-        total = sum(self._model(x, y).double() * self._scored(y) for x, y in parts)
-        return float(total) / float(self._scored(targets))
+        total = sum(self._model(x, y).double() * count for x, y, count in parts)
+        return float(total) / sum(counts)
 
 
 def _pass_size(counts: list[int], limit: int) -> int:

@@ -22,9 +22,10 @@ from trainer.errors import DivergedError
 from trainer.evaluate import Cadence, Evaluator
 from trainer.events import EventWriter
 from trainer.pairs import Milestones
-from trainer.roles import RoledParameter
+from trainer.roles import RoledParameter, count_scored
 from trainer.schedules import Schedule
 from trainer.stopping import Patience, Progress, Smoothing, Targets
+from trainer.summary import LossRecord
 from trainer.timing import PhaseClock
 
 REPORT_EVERY_S = 0.5
@@ -94,8 +95,8 @@ class TrainingLoop:
     `model` maps inputs and targets (B, T) to the mean loss. A step is made of passes over
     `micro_batch` sequences each, so that one compiled graph serves every batch size. Without
     `warm_evaluation` the warm-up leaves evaluation out: for a processor nothing is compiled or loaded
-    before its first pass, and that one is on the evaluation's clock, never on training's. `scored`
-    counts the targets that a mean loss is over: passes weigh as many.
+    before its first pass, and that one is on the evaluation's clock, never on training's. `logits`
+    draws text at the end of a run.
     """
 
     model: Callable[[Tensor, Tensor], Tensor]
@@ -122,8 +123,9 @@ class TrainingLoop:
     clock: PhaseClock
     events: EventWriter
     say: Callable[[str], None]
+    record: LossRecord
+    logits: Callable[[Tensor], Tensor]
     warm_evaluation: bool = True
-    scored: Callable[[Tensor], int | Tensor] = Tensor.numel
     milestones: Milestones | None = None
     warnings: list[tuple[str, str]] = field(default_factory=list)
     _evaluations: int = field(default=0, init=False)
@@ -193,12 +195,14 @@ class TrainingLoop:
         tokens, targets = self.batches.at(step)
         self.optimizer.clear_gradients()
         size = self.micro_batch or len(tokens)
-        whole = self.scored(targets)
+        parts = list(zip(torch.split(tokens, size), torch.split(targets, size), strict=True))
+        whole = count_scored(targets) if len(parts) > 1 else None
         total: Tensor | None = None
-        for x, y in zip(torch.split(tokens, size), torch.split(targets, size), strict=True):
+        for x, y in parts:
             self.before_pass()
             loss = self.model(x, y)
-            passes = whole / self.scored(y)  # as many passes of this size make the batch
+            # As many passes with as many targets as this one has make the batch.
+            passes = 1 if whole is None else whole / count_scored(y)
             torch.autograd.backward(self.optimizer.scale_loss(loss / passes))
             # Into memory of our own: a recorded graph writes the next loss over this one.
             part = loss.detach() / passes
@@ -217,6 +221,7 @@ class TrainingLoop:
         progress.tokens += self.batches.tokens_per_step
         if self.patience.tokens:
             self.smoothing.add(loss)
+        self.record.add(loss)
         silent_s = time.monotonic() - self._reported_at
         if progress.step == 1 or silent_s >= REPORT_EVERY_S:
             self._report(float(loss))
@@ -251,7 +256,7 @@ class TrainingLoop:
         with self.clock.during("eval"):
             probe = self.evaluator.loss("probe")
         self._evaluations += 1
-        self._emit("evaluated", metrics={"val_loss": probe}, slice="probe")
+        self._emit("evaluated", metrics=self.evaluator.metrics("probe", probe), slice="probe")
         self._refuse_divergence("validation", probe)
         improved = progress.best_loss is None or probe < progress.best_loss
         if improved:
@@ -285,7 +290,7 @@ class TrainingLoop:
         refused = [target for target in crossed if target not in agreed]
         self._emit(
             "evaluated",
-            metrics={"val_loss": loss},
+            metrics=self.evaluator.metrics("confirmation", loss),
             slice="confirmation",
             confirmed=agreed,
             refused=refused,

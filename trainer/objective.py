@@ -1,4 +1,4 @@
-"""Owns what a run predicts: the next token or hidden ones, as batches, slices and what is scored.
+"""Owns what a run predicts: the next token or hidden ones, as batches, slices and minimal pairs.
 
 It must not know architectures, optimizers or the loop, which see inputs and targets alone.
 """
@@ -17,7 +17,7 @@ from trainer.config import Objective as ObjectiveConfig
 from trainer.data.batches import Audit, TrainingBatches, spread_windows
 from trainer.data.bpe import GPT2Encoder
 from trainer.data.corpora import Corpus
-from trainer.data.masking import MaskedBatches, SpanMasking, scored_places
+from trainer.data.masking import MaskedBatches, SpanMasking
 from trainer.data.tokens import place_tokens
 from trainer.errors import DataError
 from trainer.evaluate import Windows
@@ -29,7 +29,7 @@ _MASKS_OF_SLICES = 20_230_317
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Inputs and targets of training and of both slices, and how many targets of a tensor count.
+    """Inputs and targets of training and of both slices; targets that are IGNORED do not count.
 
     `vocabulary` is the number of ids that the model must embed; `mask` the one that hides a token,
     None where nothing is hidden.
@@ -41,22 +41,30 @@ class Task:
     audit: Audit
     vocabulary: int
     mask: int | None = None
-    scored: Callable[[Tensor], int | Tensor] = Tensor.numel
 
 
 def build_task(config: Config, corpus: Corpus, device: torch.device) -> Task:
     """The configured objective on `corpus`; DataError when that is too short for the slices."""
     context = config.data.context
+    padding = corpus.vocabulary if corpus.row else None
     batches = TrainingBatches(
         place_tokens(corpus.train, device, config.data.residence),
         context=context,
         batch_size=config.data.batch_size,
         seed=config.run.seed,
-        stride=config.data.stride,
+        stride=corpus.row or config.data.stride,
+        padding=padding,
     )
     held_out = place_tokens(corpus.validation, device)
     probe, confirmation = (
-        spread_windows(held_out, context=context, count=tokens // context, name=name)
+        spread_windows(
+            held_out,
+            context=context,
+            count=tokens // context,
+            name=name,
+            stride=corpus.row,
+            padding=padding,
+        )
         for name, tokens in (
             ("probe", config.eval.probe_tokens),
             ("confirmation", config.eval.confirmation_tokens),
@@ -74,7 +82,6 @@ def build_task(config: Config, corpus: Corpus, device: torch.device) -> Task:
         batches.audit,
         corpus.vocabulary + 1,
         masking.mask,
-        scored_places,
     )
 
 

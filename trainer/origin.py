@@ -61,7 +61,8 @@ def find_origin(config: Config, continuation: Continuation, corpus: Corpus) -> O
     max_steps = continuation.extend_steps or config.run.max_steps
     weights = None
     if path is not None and state is not None:
-        checkpoint.refuse_stranger(path, state["identity"], identity)
+        extended = max_steps != state["max_steps"]
+        checkpoint.refuse_stranger(path, state["identity"], identity, extended=extended)
         _refuse_finished(path, state, max_steps, config.run.target)
         weights = state["weights"]
     elif named := continuation.init_from or config.run.init_from:
@@ -81,14 +82,28 @@ def find_origin(config: Config, continuation: Continuation, corpus: Corpus) -> O
     )
 
 
-def planned_schedule(config: Config, continuation: Continuation) -> tuple[Schedule, int, int]:
+def planned_schedule(
+    config: Config, continuation: Continuation, after: Config | None = None
+) -> tuple[Schedule, int, int]:
     """The schedule that a run would apply, its first step, and its number of steps in all.
 
-    It reads the checkpoint that is asked for and no data.
+    It reads the checkpoint that is asked for and no data. With `after`, no checkpoint is needed: the
+    run goes on from where one of that configuration ends when all its steps are done.
+
+    Raises CheckpointError (nothing is left to do, or `_former`'s) and ConfigError (contradictions).
     """
-    _, state = _former(continuation, _folder(config), [])
     max_steps = continuation.extend_steps or config.run.max_steps
+    if after is None:
+        path, state = _former(continuation, _folder(config), [])
+    elif continuation.resume is not None or continuation.init_from is not None:
+        raise ConfigError("--after: expected no --resume or --init-from with it; it stands for one")
+    else:
+        end = after.run.max_steps
+        former = schedules.plan(_in_steps(after), end)
+        path, state = None, {"schedule": former.as_dict(), "max_steps": end, "progress": [end]}
     first = state["progress"][0] if state else 0
+    if state is not None and first >= max_steps:
+        raise CheckpointError(_past_the_end(path or Path("--after"), first, max_steps))
     return _schedule(config, max_steps, state), first, max_steps
 
 
@@ -114,15 +129,19 @@ def _refuse_finished(
 ) -> None:
     step = state["progress"][0]
     if step >= max_steps:
-        raise CheckpointError(
-            f"{path}: it is at step {step}, and the run ends after {max_steps}: nothing is left to do; "
-            "--extend-steps N with a larger N goes on"
-        )
+        raise CheckpointError(_past_the_end(path, step, max_steps))
     if target is not None and target in state["confirmed"]:
         raise CheckpointError(
             f"{path}: it has reached run.target = {target:g} already: nothing is left to do; "
             "expected a lower target"
         )
+
+
+def _past_the_end(path: Path, step: int, max_steps: int) -> str:
+    return (
+        f"{path}: it is at step {step}, and the run ends after {max_steps}: nothing is left to do; "
+        "--extend-steps N with a larger N goes on"
+    )
 
 
 def _saves(config: Config) -> bool:

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainer.data.bpe import GPT2Encoder
+from trainer.data.bpe import GPT2Encoder, Pair
+from trainer.data.bpe_training import BYTES, train_merges
 from trainer.data.corpora import source_files
 from trainer.data.shards import open_shard, write_shard
 from trainer.errors import ConfigError, DataError
@@ -36,6 +37,9 @@ def prepare(options: argparse.Namespace, say: Say) -> int:
     """Run `prepare` with parsed options; 0. ConfigError or DataError when it cannot be done."""
     if options.source == "fineweb":
         prepare_fineweb(options.out, options.shards, say)
+        return 0
+    if options.source == "bpe":
+        prepare_bpe(options.file, options.out, options.vocabulary, options.tokenizers, say)
         return 0
     if options.source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
@@ -83,6 +87,47 @@ def prepare_fineweb(out: Path, shards: int, say: Say) -> None:
             partial.replace(place)
         say(f"{place}: {len(open_shard(place)):,} tokens")
     _say_configuration(out, "fineweb", GPT2_VOCABULARY, say)
+
+
+def prepare_bpe(file: Path, out: Path, vocabulary: int, fast: bool, say: Say) -> None:
+    """Train a byte-level BPE on a text and write its merges as a vocab.bpe, for `data.merges`.
+
+    `fast` uses the package tokenizers, which makes merges of the same frequencies in less time.
+    """
+    try:
+        text = _content(file).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: byte {error.start} is not UTF-8; expected a text") from None
+    merges = _merges_of_tokenizers(text, vocabulary) if fast else train_merges(text, vocabulary)
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    write_whole(out, ("\n".join(lines) + "\n").encode())
+    made = BYTES + len(merges) + 1
+    say(
+        f"{out}: {len(merges):,} merges, so {made:,} ids with the bytes and a mark\n\n"
+        f'[data]\nkind = "titles"\npath = "{file}"\nmerges = "{out}"\nbpe_vocabulary = {made}'
+    )
+
+
+def _merges_of_tokenizers(text: str, vocabulary: int) -> list[Pair]:
+    try:
+        tokenizers = importlib.import_module("tokenizers")
+    except ImportError:
+        raise ConfigError(
+            "prepare bpe --tokenizers: the package tokenizers is not installed; leave the option out, "
+            'or install it (pip install "sweep-ttt[tokenizers]")'
+        ) from None
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.train_from_iterator(
+        [text],
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=vocabulary - 1,  # the mark is ours
+            min_frequency=2,
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return [(left, right) for left, right in json.loads(model.to_str())["model"]["merges"]]
 
 
 def prepare_documents(

@@ -12,7 +12,12 @@ from enum import StrEnum
 from torch import Tensor
 
 IGNORED = -100
-"""The target of a place that is not scored."""
+"""The target of a place that is not scored (what torch's cross-entropy ignores)."""
+
+
+def count_scored(targets: Tensor) -> Tensor:
+    """How many of `targets` count, a 0-D tensor on their device: a mean loss is over so many."""
+    return (targets != IGNORED).sum()
 
 
 class Role(StrEnum):

@@ -18,6 +18,7 @@ from trainer.config import Config, as_dict
 from trainer.continuation import Continuation
 from trainer.data.batches import Audit
 from trainer.data.corpora import load_corpus
+from trainer.data.names import MARK, spelled
 from trainer.errors import OutOfMemoryError
 from trainer.evaluate import Cadence, Evaluator
 from trainer.events import EventWriter
@@ -29,7 +30,13 @@ from trainer.optim.build import Optimizer, build_optimizer
 from trainer.origin import Origin, find_origin
 from trainer.roles import RoledParameter
 from trainer.stopping import Patience, Progress, Smoothing, Targets, has_diverged
+from trainer.summary import LossRecord, generate
 from trainer.timing import PhaseClock
+
+NO_SPLIT = (
+    "no split (data.train_on_all): what is held out is trained on too, so validation losses are not "
+    "those of unseen text"
+)
 
 
 def train(
@@ -68,7 +75,7 @@ def train(
             events.emit("warning", progress.step, progress.tokens, kind=kind, message=message)
             say(f"warning: {message}")
         reason = loop.run()
-        _finish(reason, loop, device)
+        _finish(reason, loop, device, generated(config, loop, device))
         return reason
 
 
@@ -93,15 +100,16 @@ def build_loop(
         keep_compiled_code(config.run.compile_cache, device)
     model, optimizer, parameters = _model_and_optimizer(config, task.vocabulary, device, origin)
     callable_model, before_pass = compiled(model, config.run)
+    logits = uncompiled(model.logits, config.run)
     with clock.during("data"):
         milestones, cut = build_milestones(
-            config,
-            corpus,
-            task,
-            logits=uncompiled(model.logits, config.run),
-            device=device,
-            max_steps=origin.max_steps,
+            config, corpus, task, logits=logits, device=device, max_steps=origin.max_steps
         )
+    evaluator = Evaluator(
+        callable_model, task.probe, task.confirmation, config.eval.windows_per_pass
+    )
+    if corpus.characters is not None:
+        evaluator.count_characters(torch.from_numpy(corpus.characters))
     loop = TrainingLoop(
         model=callable_model,
         parameters=parameters,
@@ -110,13 +118,7 @@ def build_loop(
         micro_batch=config.data.micro_batch,
         clip_norm=config.run.clip_norm,
         schedule=origin.schedule,
-        evaluator=Evaluator(
-            callable_model,
-            task.probe,
-            task.confirmation,
-            config.eval.windows_per_pass,
-            scored=task.scored,
-        ),
+        evaluator=evaluator,
         cadence=Cadence(config.eval.every_tokens, config.eval.near, config.eval.double_after),
         targets=Targets(config.run.target, config.run.fallback_targets),
         smoothing=Smoothing(config.stop.smoothing_steps),
@@ -135,8 +137,9 @@ def build_loop(
         clock=clock,
         events=events,
         say=say,
+        record=LossRecord(config.summary),
+        logits=logits,
         warm_evaluation=config.run.compile != "off" or device.type == "cuda",
-        scored=task.scored,
         milestones=milestones,
     )
     facts = {
@@ -145,7 +148,8 @@ def build_loop(
         "versions": versions(),
         "data_hash": f"sha256:{corpus.sha256}",
         "data_source": corpus.source,
-        "data_audit": task.audit.as_dict(),
+        "data_audit": task.audit.as_dict() | _epochs(task.audit, config, origin),
+        "scored": evaluator.scored(),
         "parameter_count": sum(parameter.tensor.numel() for parameter in parameters),
         "schedule": origin.schedule.as_dict(),
     }
@@ -158,12 +162,7 @@ def build_loop(
             "clock": origin.state["clock"],
         }
     loop.warnings.extend(("damaged_checkpoint", message) for message in origin.warnings)
-    if task.audit.overlap:
-        loop.warnings.append(("overlap", _overlap_message(task.audit)))
-    if cut:
-        loop.warnings.append(
-            ("pairs_cut", f"{cut} sentences of pairs.path lose their beginning to data.context")
-        )
+    loop.warnings.extend(_warnings_about_data(config, task.audit, cut))
     return loop, facts
 
 
@@ -189,12 +188,29 @@ def _model_and_optimizer(
     return model, optimizer, parameters
 
 
-def _overlap_message(audit: Audit) -> str:
-    return (
-        f"training windows overlap by {audit.overlap} of {audit.context} tokens "
-        f"(data.stride = {audit.stride}): an epoch has {audit.samples:,} samples and learns from "
-        f"each token {audit.exposures:.1f} times"
-    )
+def _epochs(audit: Audit, config: Config, origin: Origin) -> dict[str, float]:
+    """Epochs done before this run begins, and when all its steps are done."""
+    before = origin.state["progress"][0] if origin.state else 0
+    size = config.data.batch_size
+    return {
+        "epochs_before": audit.epochs(before, size),
+        "epochs_planned": audit.epochs(origin.max_steps, size),
+    }
+
+
+def _warnings_about_data(config: Config, audit: Audit, cut: int) -> Iterator[tuple[str, str]]:
+    """Kind and message of each thing that makes losses look better, or other, than they are."""
+    if config.data.train_on_all:
+        yield "no_split", NO_SPLIT
+    if audit.overlap:
+        message = (
+            f"training windows overlap by {audit.overlap} of {audit.context} tokens "
+            f"(data.stride = {audit.stride}): an epoch has {audit.samples:,} samples and learns from "
+            f"each token {audit.exposures:.1f} times"
+        )
+        yield "overlap", message
+    if cut:
+        yield "pairs_cut", f"{cut} sentences of pairs.path lose their beginning to data.context"
 
 
 def prepare_device(config: Config, clock: PhaseClock) -> torch.device:
@@ -222,7 +238,26 @@ def _memory_errors_named(config: Config) -> Iterator[None]:
         raise OutOfMemoryError(_advice(config, error)) from error
 
 
-def _finish(reason: StopReason, loop: TrainingLoop, device: torch.device) -> None:
+def generated(config: Config, loop: TrainingLoop, device: torch.device) -> list[str]:
+    """The names that `summary.samples` asks for, drawn from `run.seed`."""
+    if not config.summary.samples:
+        return []
+    with loop.clock.during("eval"):
+        rows = generate(
+            loop.logits,
+            count=config.summary.samples,
+            places=config.data.context,
+            mark=MARK,
+            temperature=config.summary.temperature,
+            seed=config.run.seed,
+            device=device,
+        )
+    return [spelled(row) for row in rows]
+
+
+def _finish(
+    reason: StopReason, loop: TrainingLoop, device: torch.device, samples: Sequence[str]
+) -> None:
     progress, train_s = loop.progress, loop.clock.read()["train"]
     loop.events.emit(
         "run_finished",
@@ -233,7 +268,11 @@ def _finish(reason: StopReason, loop: TrainingLoop, device: torch.device) -> Non
         confirmed_targets=sorted(loop.targets.confirmed, reverse=True),
         tokens_per_s=progress.tokens / train_s if train_s > 0 else None,
         peak_memory_bytes=peak_memory_bytes(device),
+        **loop.record.describe(),
+        **({"samples": list(samples)} if samples else {}),
     )
+    if samples:
+        loop.say(f"generated: {', '.join(samples)}")
     loop.say(
         f"finished ({reason}) at step {progress.step} after {train_s:.2f} s of training; "
         f"best val loss {progress.best_loss:.4f}"

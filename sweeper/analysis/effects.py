@@ -206,9 +206,11 @@ def fit(
         if RUNS_PER_PARAMETER * (len(columns) + 1) <= crossed:
             break
     else:
+        how = "ended" if response.final else f"crossed {significant(response.target, 6)}"
+        parameters = len(columns) + 1
         why = (
-            f"{count(crossed, 'run')} crossed {significant(response.target, 6)}, and {len(columns) + 1} "
-            f"parameters need {RUNS_PER_PARAMETER * (len(columns) + 1)}"
+            f"{count(crossed, 'run')} {how}, and {parameters} parameters need "
+            f"{RUNS_PER_PARAMETER * parameters}"
         )
         return Effects(response.target, crossed, lost, None, (), why)
     if crossed < CROSSED * len(runs) and columns != model_columns(space, varying, quadratic=True):

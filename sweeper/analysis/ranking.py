@@ -18,7 +18,7 @@ from sweeper.errors import (
     EXIT_SOME_FAILED,
     EXIT_STOPPED_EARLY,
 )
-from sweeper.objective import TimeToTarget, best_value
+from sweeper.objective import TimeToTarget, best_value, final_value
 from sweeper.racing.validity import doubts_of
 from sweeper.space import Point, Value
 from sweeper.study import Limits, Study
@@ -27,13 +27,17 @@ from sweeper.trial import AttemptFacts, Clock, Outcome, Reason, StageName, Trial
 
 @dataclass(frozen=True)
 class Run:
-    """One measured trial of a point: its time at the target that is asked for."""
+    """One measured trial of a point: its time at the target that is asked for, its last metric.
+
+    `final` is None where the run did not come to the end of its budget.
+    """
 
     id: str
     stage: StageName
     block: int
     time: TimeToTarget
     best_loss: float | None
+    final: float | None
     attempt: AttemptFacts
 
 
@@ -45,6 +49,7 @@ class Row:
     run that did. When the middle of that order did not reach, neither did the row, and `seconds` is
     a lower bound: the median with each such run at the time until which it was watched. `steps` and
     `tokens` are those of the runs in the middle: seconds = tokens x seconds per token holds.
+    `final` is the median of the runs' last metric; with `by_final` it is what ranks.
     """
 
     id: str
@@ -57,6 +62,13 @@ class Row:
     steps: float | None
     tokens: float | None
     best_loss: float | None
+    final: float | None = None
+    by_final: bool = False
+
+    @property
+    def competes(self) -> bool:
+        """Whether it has what ranks: a time to the target, or the metric at the budget's end."""
+        return self.final is not None if self.by_final else self.reached
 
     @property
     def reached_runs(self) -> int:
@@ -65,7 +77,9 @@ class Row:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What speaks against its times, run by run."""
+        """What speaks against its times, run by run; nothing where no time ranks."""
+        if self.by_final:
+            return ()
         return tuple(
             f"{run.id}: {words}"
             for run in self.runs
@@ -96,6 +110,7 @@ class Row:
             "tokens_to_target": self.tokens,
             "seconds_per_step": self.seconds_per_step,
             "best_loss": self.best_loss,
+            "final": self.final,
             "runs": len(self.runs),
             "reached_runs": self.reached_runs,
             "trials": [run.id for run in self.runs],
@@ -118,11 +133,14 @@ class Failure:
     point: Mapping[str, Value]
 
 
-def rank(stages: Iterable[StageFacts], *, target: float, clock: Clock) -> tuple[Row, ...]:
+def rank(
+    stages: Iterable[StageFacts], *, target: float, clock: Clock, by_final: bool = False
+) -> tuple[Row, ...]:
     """One row per distinct point over the given stages, best first.
 
     Rows that reached come first, by seconds; then the others by how far they came: lowest loss
-    first, then the one that was watched longest.
+    first, then the one that was watched longest. `by_final` (goal "final"): the lowest metric at
+    the budget's end first, then those that did not come to it, by lowest loss.
     """
     runs: dict[Point, list[Run]] = {}
     first: dict[Point, TrialFacts] = {}
@@ -134,10 +152,18 @@ def rank(stages: Iterable[StageFacts], *, target: float, clock: Clock) -> tuple[
             first.setdefault(trial.point, facts)
             groups.setdefault(trial.point, {}).update(dict.fromkeys(trial.groups))
             runs.setdefault(trial.point, []).append(
-                Run(trial.id, trial.stage, trial.block, time, _best_loss(attempt), attempt)
+                Run(
+                    trial.id,
+                    trial.stage,
+                    trial.block,
+                    time,
+                    _best_loss(attempt),
+                    final_value(attempt),
+                    attempt,
+                )
             )
     rows = [
-        _row(first[point], tuple(groups[point]), tuple(of_point))
+        _row(first[point], tuple(groups[point]), tuple(of_point), by_final=by_final)
         for point, of_point in runs.items()
     ]
     return tuple(sorted(rows, key=_order))
@@ -149,17 +175,18 @@ def search_ranking(facts: StudyFacts, *, target: float | None = None) -> tuple[R
         facts.present(SEARCH_STAGES),
         target=facts.target if target is None else target,
         clock=facts.clock,
+        by_final=facts.study.objective.is_final,
     )
 
 
 def best(rows: Sequence[Row]) -> Row | None:
-    """The fastest row that reached, or None."""
-    return rows[0] if rows and rows[0].reached else None
+    """The best row that competes, or None."""
+    return rows[0] if rows and rows[0].competes else None
 
 
 def top(rows: Sequence[Row], k: int) -> tuple[Row, ...]:
-    """The k fastest rows that reached (fewer when fewer did)."""
-    return tuple(row for row in rows if row.reached)[:k]
+    """The k best rows that compete (fewer when fewer do)."""
+    return tuple(row for row in rows if row.competes)[:k]
 
 
 def failures(stages: Iterable[StageFacts]) -> tuple[Failure, ...]:
@@ -244,7 +271,8 @@ def stage_summary(
         KeyError: The stage has no plan.
     """
     study, stage, clock = facts.study, facts.stages[name], facts.clock
-    rows = rank([stage], target=stage.effective_target, clock=clock)
+    by_final = study.objective.is_final
+    rows = rank([stage], target=stage.effective_target, clock=clock, by_final=by_final)
     times = [time for _, time in stage.times(stage.effective_target, clock)]
     lost = failures([stage])
     taken = study.stage2.from_top if stage.plan.stage == "stage1" else study.confirm.top
@@ -253,6 +281,7 @@ def stage_summary(
     return {
         "study": study.name,
         "stage": stage.plan.stage,
+        "goal": study.objective.goal,
         "target": stage.plan.target,
         "effective_target": stage.effective_target,
         "planned": stage.plan.entries,
@@ -317,11 +346,14 @@ def _best_loss(attempt: AttemptFacts) -> float | None:
     return lowest
 
 
-def _row(first: TrialFacts, groups: tuple[str, ...], runs: tuple[Run, ...]) -> Row:
+def _row(
+    first: TrialFacts, groups: tuple[str, ...], runs: tuple[Run, ...], *, by_final: bool
+) -> Row:
     ordered = sorted(runs, key=lambda run: (not run.time.reached, run.time.seconds))
     middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
     reached = all(run.time.reached for run in middle)
     losses = [run.best_loss for run in runs if run.best_loss is not None]
+    finals = [run.final for run in runs if run.final is not None]
     return Row(
         id=first.trial.id,
         label=first.trial.label,
@@ -333,10 +365,16 @@ def _row(first: TrialFacts, groups: tuple[str, ...], runs: tuple[Run, ...]) -> R
         steps=statistics.fmean(run.time.steps or 0.0 for run in middle) if reached else None,
         tokens=statistics.fmean(run.time.tokens or 0.0 for run in middle) if reached else None,
         best_loss=min(losses, default=None),
+        final=statistics.median(finals) if 2 * len(finals) > len(runs) else None,
+        by_final=by_final,
     )
 
 
 def _order(row: Row) -> tuple[bool, float, float, str]:
+    if row.by_final and row.final is not None:
+        return (False, row.final, 0.0, row.id)
+    if row.by_final:
+        return (True, math.inf if row.best_loss is None else row.best_loss, 0.0, row.id)
     if row.reached:
         return (False, row.seconds, 0.0, row.id)
     return (True, math.inf if row.best_loss is None else row.best_loss, -row.seconds, row.id)

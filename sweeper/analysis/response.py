@@ -15,7 +15,7 @@ from sweeper.analysis.attribution import Split
 from sweeper.analysis.censored import ABOVE, EXACT
 from sweeper.analysis.dataset import StageFacts
 from sweeper.analysis.wording import change, more_or_less, significant
-from sweeper.objective import TimeToTarget, time_to_target
+from sweeper.objective import TimeToTarget, final_value, time_to_target
 from sweeper.space import Point
 from sweeper.study import Limits, Study
 from sweeper.trial import AttemptFacts, Clock, Reason, StageName
@@ -187,12 +187,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _final(attempt: AttemptFacts) -> tuple[float, int, None, None] | None:
-    """The last finite value of the larger slice, where there is one, else of the probe."""
-    for kind in ("confirmation", "probe"):
-        for evaluation in reversed(attempt.curve):
-            if evaluation.slice == kind and math.isfinite(evaluation.value):
-                return evaluation.value, EXACT, None, None
-    return None
+    value = final_value(attempt)
+    return None if value is None else (value, EXACT, None, None)
 
 
 def _timed(

@@ -45,7 +45,12 @@ class Rule:
 
 
 def rules(facts: StudyFacts) -> tuple[Rule, ...]:
-    """Every rule, in the order of the method; stages 1 and 2 together (confirm is not raced)."""
+    """Every rule, in the order of the method; stages 1 and 2 together (confirm is not raced).
+
+    None with goal "final", where every trial runs to its end.
+    """
+    if facts.study.objective.is_final:
+        return ()
     racing = facts.study.racing
     stages = list(facts.present(SEARCH_STAGES))
     ended = [a for stage in stages for _, a in stage.measured()]

@@ -64,7 +64,12 @@ class Variant:
 
 
 def sensitivity(facts: StudyFacts, *, target: float) -> tuple[Variant, ...]:
-    """The verdict under every change, the unchanged one left out."""
+    """The verdict under every change, the unchanged one left out.
+
+    None with goal "final": the last metric depends on no target, no clock and no cadence.
+    """
+    if facts.study.objective.is_final:
+        return ()
     rows, confirmed = _rows(facts, target)
     if best(rows) is None:
         return ()
@@ -132,7 +137,12 @@ def _variant(
     baseline = facts.baseline()
     other = next((row for row in rows if row.point == baseline and row.reached), None)
     speedup = None
-    if winner is not None and other is not None and other.point != winner.point:
+    if (
+        winner is not None
+        and winner.seconds > 0
+        and other is not None
+        and other.point != winner.point
+    ):
         speedup = other.seconds / winner.seconds
     k = min(len(before), facts.study.stage2.from_top)
     top = {row.point for row in before[:k] if row.reached}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sweeper.analysis.confirm import Confirmation, Contrast, confirmation
+from sweeper.analysis.confirm import Confirmation, Contrast, confirmation, lower_by
 from sweeper.analysis.dataset import STAGES, StudyFacts
 from sweeper.analysis.effects import StageEffects, stage2_effects
 from sweeper.analysis.findings import are_times_comparable, findings
@@ -44,7 +44,9 @@ Kind = Literal["confirmed", "unconfirmed", "nothing_reached", "nothing_measured"
 
 @dataclass(frozen=True)
 class Speedup:
-    """The baseline's time over the winner's. Without confirm there is no interval.
+    """The baseline's time over the winner's, or with goal "final" its metric over the winner's.
+
+    Without confirm there is no interval.
 
     `at_least`: the baseline did not always reach, so the ratio is a lower bound.
     """
@@ -53,11 +55,13 @@ class Speedup:
     confirmed: bool
     decided: bool
     at_least: bool
+    of: Literal["time", "metric"] = "time"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         return {
             **self.interval.as_dict(),
+            "of": self.of,
             "confirmed": self.confirmed,
             "decided": self.decided,
             "at_least": self.at_least,
@@ -112,16 +116,18 @@ def verdict(facts: StudyFacts, *, target: float | None = None) -> Verdict:
     goal = facts.target if target is None else target
     ranking = search_ranking(facts, target=goal)
     rerun = confirmation(facts, target=goal)
-    confirmed = rerun if rerun and rerun.leader.reached else None
+    confirmed = rerun if rerun and rerun.leader.competes else None
     lost = failures(facts.present())
     winner = confirmed.leader if confirmed else best(ranking)
     baseline = _baseline(facts, confirmed, ranking)
     speedup = _speedup(winner, baseline, confirmed)
-    if not confirmed and not all(map(are_times_comparable, facts.present())):
+    comparable = facts.study.objective.is_final or all(map(are_times_comparable, facts.present()))
+    if not confirmed and not comparable:
         speedup = None
     wanted = facts.study.stage2.from_top
     reachable = tightest_target(facts.present(), wanted) or tightest_target(facts.present(), 1)
-    noise = replicate_noise(facts.present(), target=goal, clock=facts.clock)
+    by_final = facts.study.objective.is_final
+    noise = replicate_noise(facts.present(), target=goal, clock=facts.clock, by_final=by_final)
     effects = stage2_effects(facts, target=goal)
     kind: Kind
     if winner is not None:
@@ -185,11 +191,21 @@ def _speedup(
         return None
     contrast = confirmed.against_baseline if confirmed else None
     if contrast and contrast.time:
-        return Speedup(contrast.time, True, contrast.decided, contrast.at_least)
+        of: Literal["time", "metric"] = "metric" if winner.by_final else "time"
+        return Speedup(contrast.time, True, contrast.decided, contrast.at_least, of)
+    if winner.by_final:
+        return _single_metric(winner, baseline, confirmed)
     if confirmed or winner.seconds <= 0 or baseline.seconds <= 0:
         return None
     single = Interval(baseline.seconds / winner.seconds, None, None, 1, 0.05)
     return Speedup(single, False, False, not baseline.reached)
+
+
+def _single_metric(winner: Row, baseline: Row, confirmed: Confirmation | None) -> Speedup | None:
+    if confirmed or not winner.final or not baseline.final or winner.final < 0:
+        return None
+    single = Interval(baseline.final / winner.final, None, None, 1, 0.05)
+    return Speedup(single, False, False, False, "metric")
 
 
 def _metric_at(facts: StudyFacts, target: float) -> str:
@@ -230,6 +246,8 @@ def _winner_sentence(
     speedup: Speedup | None,
     evidence: Confirmation | Sequence[Row],
 ) -> str:
+    if winner.final is not None and winner.by_final:
+        return _final_sentence(facts, target, winner, speedup, evidence)
     goal, time = _metric_at(facts, target), duration(winner.seconds)
     if isinstance(evidence, Confirmation):
         text = f"{winner.label} reaches {goal} in {time} {_clock_words(facts)}"
@@ -244,9 +262,37 @@ def _winner_sentence(
     )
 
 
+def _final_sentence(
+    facts: StudyFacts,
+    target: float,
+    winner: Row,
+    speedup: Speedup | None,
+    evidence: Confirmation | Sequence[Row],
+) -> str:
+    """What won where the metric at the budget's end ranks."""
+    metric, steps = facts.study.objective.metric, facts.study.limits.steps
+    final, label = winner.final or 0.0, winner.label
+    ends = f"{metric} {significant(final, 5)} after {count(steps, 'step')}"
+    beats = "at or below" if final <= target else "above"
+    level = f"{beats} the level to beat, {significant(target, 6)}"
+    if isinstance(evidence, Confirmation):
+        equals = [c.other.label for c in evidence.contrasts if not (c.decided or c.is_baseline)]
+        tied = f"; not distinguishable from {listed(equals)} at this budget" if equals else ""
+        return f"{label} ends at {ends}, {level}{_speedup_words(speedup)}{tied}."
+    tried = count(len(evidence), "configuration")
+    return f"{label} was the best of {tried}: {ends}, {level}{_speedup_words(speedup)}."
+
+
 def _speedup_words(speedup: Speedup | None) -> str:
     if speedup is None:
         return ""
+    if speedup.of == "metric":
+        words, blocks = lower_by(speedup.interval), count(speedup.interval.n, "block")
+        if not speedup.confirmed:
+            return f", {words} than the baseline in single runs, not confirmed"
+        if speedup.decided:
+            return f", {words} than the baseline (n = {blocks})"
+        return f", not distinguishable from the baseline at this budget ({words}, n = {blocks})"
     bound = "at least " if speedup.at_least else ""
     if not speedup.confirmed:
         factor = ratio(speedup.interval.ratio)
@@ -294,12 +340,14 @@ def _judged_at(facts: StudyFacts, target: float) -> str:
 def _not_again(facts: StudyFacts, target: float, confirmed: Confirmation | None) -> str:
     stage = facts.stages.get("confirm")
     runs = sum(1 for trial in stage.facts if trial.counted) if stage else 0
+    final = facts.study.objective.is_final
     if confirmed is not None or not runs:
         return ""
     return (
-        f"Confirm ran the finalists and the baseline again ({count(runs, 'run')}), and none of "
-        f"them reached {_metric_at(facts, target)} in at least half of its runs: what was fastest "
-        "in the search is not confirmed, it may have been luck."
+        f"Confirm ran the finalists and the baseline again ({count(runs, 'run')}), and none of them "
+        f"{'came to its end' if final else 'reached ' + _metric_at(facts, target)} in at least half "
+        f"of its runs: what was {'best' if final else 'fastest'} in the search is not confirmed, it "
+        "may have been luck."
     )
 
 
@@ -322,13 +370,13 @@ def _on_confirm(
     if winner is None:
         return ""
     text = (
-        "The fastest of many single runs flatters itself: confirm would re-run the finalists and "
-        "the baseline with fresh seeds."
+        "The best of many single runs flatters itself: confirm would re-run the finalists and the "
+        "baseline with fresh seeds."
     )
     if baseline is None:
         text += " The baseline was not measured, so there is no speed-up to report."
     elif speedup is None:
-        text += " The fastest configuration is the baseline itself."
+        text += " The best configuration is the baseline itself."
     return text
 
 
@@ -363,6 +411,8 @@ def _on_validity(ranking: Sequence[Row], lost: Sequence[Failure]) -> str:
 
 
 def _on_noise(noise: Noise) -> str:
+    if noise.by_final:
+        return _on_final_noise(noise)
     if noise.sd is None or noise.floor is None:
         return (
             "No configuration reached the target twice, so how much the times of equal runs differ "
@@ -372,6 +422,16 @@ def _on_noise(noise: Noise) -> str:
         f"Equal runs differ by {significant(100 * noise.sd, 2)} % (standard deviation of log time, "
         f"{noise.df} degrees of freedom): single runs less than {significant(100 * noise.floor, 2)} % "
         "apart are not told apart."
+    )
+
+
+def _on_final_noise(noise: Noise) -> str:
+    if noise.sd is None or noise.floor is None:
+        return "No configuration was run twice, so how much equal runs differ is not known."
+    return (
+        f"The final metric of equal runs differs by {significant(100 * noise.sd, 2)} % (standard "
+        f"deviation of its logarithm, {noise.df} degrees of freedom): single runs less than "
+        f"{significant(100 * noise.floor, 2)} % apart are not told apart."
     )
 
 

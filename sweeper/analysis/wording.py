@@ -5,7 +5,7 @@ It must not know what is being said, only how a number is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -41,6 +41,11 @@ def ratio(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
+def metric_ratio(value: float) -> str:
+    """`1.0231`: a ratio of losses, where the third decimal counts."""
+    return f"{value:.4f}"
+
+
 def change(value: float) -> str:
     """A ratio as a change: 0.97 is `-3.0 %`, 1.5 is `+50 %`."""
     percent = 100 * (value - 1)
@@ -54,9 +59,9 @@ def more_or_less(value: float, more: str, less: str) -> str:
     return f"{shown} % {more if value >= 1 else less}"
 
 
-def bracket(low: float | None, high: float | None) -> str:
+def bracket(low: float | None, high: float | None, show: Callable[[float], str] = ratio) -> str:
     """`[1.21, 1.69]`, or nothing where there is no interval."""
-    return "" if low is None or high is None else f"[{ratio(low)}, {ratio(high)}]"
+    return "" if low is None or high is None else f"[{show(low)}, {show(high)}]"
 
 
 def count(number: int, thing: str) -> str:

@@ -62,7 +62,9 @@ def _study_and_trial(app: App, args: argparse.Namespace) -> tuple[str | None, st
     what, study = args.what, args.study
     if what is None:
         return study, None
-    name = catalog.load(catalog.choose(study), scale=getattr(args, "scale", None)).name
+    if study is None and catalog.is_study(what):
+        return what, None
+    name = catalog.load(catalog.choose(study), scale=args.scale).name
     if (app.home.study(name) / what).is_dir():
         return study, what
     if study is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sweeper.analysis.dataset import StageFacts, StudyFacts
+from sweeper.analysis.dataset import STAGES, StageFacts, StudyFacts
 from sweeper.fingerprint import versions
 from sweeper.racing.validity import judge
 from sweeper.storage.base import StageRecord, Store
@@ -30,10 +30,10 @@ def stage_facts(record: StageRecord, facts: Sequence[TrialFacts]) -> StageFacts:
 
 
 def study_facts(study: Study, store: Store) -> StudyFacts:
-    """Every stage of a study that has a plan, with all ended attempts and their verdicts."""
-    records = store.stages(study.name)
+    """Every ranked stage of a study that has a plan, with all ended attempts and their verdicts."""
+    records = [record for record in store.stages(study.name) if record.stage in STAGES]
     recorded = [store.facts(study.name, record.stage) for record in records]
-    found = judge([f for of_stage in recorded for f in of_stage], study.validity)
+    found = judge([f for of_stage in recorded for f in of_stage], study.trust)
     judged = {f.trial.id: f for f in found.facts}
     return StudyFacts(
         study,
@@ -48,4 +48,4 @@ def study_facts(study: Study, store: Store) -> StudyFacts:
 
 def judged_facts(study: Study, store: Store, stage: StageName) -> Sequence[TrialFacts]:
     """One stage's trials with their verdicts, judged by themselves."""
-    return judge(store.facts(study.name, stage), study.validity).facts
+    return judge(store.facts(study.name, stage), study.trust).facts

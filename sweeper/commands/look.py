@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeper import catalog
+from sweeper import attempts, catalog, starts
 from sweeper.app import App
+from sweeper.attempts import configuration
+from sweeper.commands import schedules
 from sweeper.commands.stages import check_command, preview
-from sweeper.configuration import resolve_config
 from sweeper.design.groups import plan_stage1
 from sweeper.errors import (
     EXIT_DONE,
@@ -54,11 +55,14 @@ def plan(args: argparse.Namespace) -> int:
         facts = store.facts(study.name) if store else ()
         document = plan_document(study, chosen, facts)
         document["frozen"] = record is not None
+        document["schedules"] = schedules.of_starts(study, app.home, args.svg)
         app.out(document)
         if not args.quiet:
             from sweeper.report import console  # noqa: PLC0415
 
             app.console().print(console.plan_table(document))
+            for start, text in document["schedules"].items():
+                app.say(f"\nschedule of {start}: {text}")
     return EXIT_DONE
 
 
@@ -197,17 +201,15 @@ def _check_trainer(study: Study, trials: Sequence[PlannedTrial]) -> str:
     """
     if study.trainer.module is None:
         return "not importable, so its configurations are first seen when they run"
+    goal = study.objective
+    phases = [starts.phase_trial(study, name, study.seed) for name in study.phases]
     configs = [
-        resolve_config(
-            study,
-            trial.point,
-            seed=trial.seed,
-            target=study.objective.target,
-            fallback=study.objective.fallback,
-            max_steps=study.limits.steps,
-        )
-        for trial in trials
+        configuration(study, t, attempts.FROM_THE_START, target=goal.target, fallback=goal.fallback)
+        for t in trials
+    ] + [
+        configuration(study, t, starts.phase_begin(study, t.groups[0]), target=None) for t in phases
     ]
+    trials = [*trials, *phases]
     refused: dict[str, list[PlannedTrial]] = {}
     answers = _ask_trainer(study, configs)
     for trial, problems in zip(trials, answers, strict=True):

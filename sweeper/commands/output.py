@@ -21,11 +21,13 @@ from typing import Any
 
 import tomli_w
 
-from sweeper import catalog
+from sweeper import catalog, claims
+from sweeper.analysis.claims import claims_table
 from sweeper.analysis.verdict import verdict
 from sweeper.app import App
 from sweeper.attempts import disk_unusable
 from sweeper.commands.facts import study_facts
+from sweeper.commands.scalars import scalars
 from sweeper.configuration import fill_command, resolve_config
 from sweeper.errors import EXIT_DONE, EXIT_SOME_FAILED, NothingReached, PlanError, StudyError
 from sweeper.objective import time_to_target
@@ -42,6 +44,8 @@ def report(args: argparse.Namespace) -> int:
         study = app.study()
         if args.check:
             return _check(app, study, args.out)
+        if args.claims:
+            return _claims(app, study)
         other = None if args.against is None else _other(app, args.against)
         paths = write(
             app,
@@ -53,6 +57,30 @@ def report(args: argparse.Namespace) -> int:
             across=args.across,
         )
         app.out(paths)
+    return EXIT_DONE
+
+
+def _claims(app: App, study: Study) -> int:
+    """The claims beside a study: their arithmetic, and our runs where there are any.
+
+    Raises:
+        StudyError: the study has no claims.
+    """
+    found = claims.read(study.folder)
+    if found is None:
+        raise StudyError(
+            f"{study.folder}: no {claims.FILE} beside the study; mainrun has one to start from"
+        )
+    facts = study_facts(study, app.store()) if app.has_database() else None
+    rows = claims_table(found, facts)
+    for row in rows:
+        measured = f" (measured: {row['measured_words']})" if row["measured_words"] else ""
+        app.say(f"{row['id']}: {row['text']}: {row['verdict']}{measured}")
+        if row["contradiction"]:
+            app.say(f"  {row['contradiction']}")
+    wrong = sum(row["contradiction"] is not None for row in rows)
+    app.say(f"{len(rows)} claims, {wrong} refuted by their own numbers")
+    app.out({"title": found.title, "source": found.source, "rows": rows})
     return EXIT_DONE
 
 
@@ -240,7 +268,13 @@ def _tensorboard(app: App, study: Study, store: Store, out: Path | None) -> int:
 
     if out is None:
         raise StudyError("--format tensorboard: writes a folder of runs; name it with --out DIR")
-    runs = write_runs(_documents(study, store), study.objective.metric, out)
+    metric = study.objective.metric
+
+    def more(document: Mapping[str, Any]) -> Iterator[tuple[str, float, int, float]]:
+        paths = app.home.attempt(study.name, document["id"], document["attempt"])
+        return scalars(paths.events, metric)
+
+    runs = write_runs(_documents(study, store), metric, out, more)
     app.say(f"written: {runs} runs under {out}; look at them with `tensorboard --logdir {out}`")
     app.out({"format": "tensorboard", "written": str(out), "runs": runs})
     return EXIT_DONE

@@ -28,7 +28,7 @@ from sweeper.paths import AttemptPaths, Home, write_json
 from sweeper.plan_document import StageDocument
 from sweeper.search.base import Search
 from sweeper.spec import Control
-from sweeper.storage.base import Store
+from sweeper.storage.base import STAGES, Store
 from sweeper.study import Study
 from sweeper.trial import AttemptFacts, Outcome
 
@@ -72,7 +72,8 @@ def retry(args: argparse.Namespace) -> int:
         failed = [
             record.stage
             for record in store.stages(study.name)
-            if any(
+            if record.stage != "extend"  # `sweep extend` itself is safe to repeat
+            and any(
                 f.counted is not None and f.counted.outcome is Outcome.FAILED
                 for f in store.facts(study.name, record.stage)
             )
@@ -182,7 +183,7 @@ def rebuild(args: argparse.Namespace) -> int:
         if store.stages(study.name):
             app.say(f"{study.name}: has its stages; only what is missing is added")
         added = 0
-        for stage in ("stage1", "stage2", "confirm"):
+        for stage in STAGES:
             path = app.home.stage_document(study.name, stage)
             if path.exists():
                 added += _rebuild_stage(study, store, app.home, _read_document(path))

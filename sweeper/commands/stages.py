@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeper import starts
 from sweeper.analysis.confirm import looks
 from sweeper.analysis.dataset import StudyFacts
 from sweeper.analysis.ranking import search_ranking, stage_summary
 from sweeper.app import App, need_stage
-from sweeper.commands import frozen
+from sweeper.commands import frozen, schedules
 from sweeper.commands.facts import judged_facts, stage_facts, study_facts
 from sweeper.design.adaptive import plan_adaptive
-from sweeper.design.confirm import plan_confirm
+from sweeper.design.confirm import extend_confirm, plan_confirm
 from sweeper.design.groups import plan_stage1
 from sweeper.design.refine import plan_stage2
 from sweeper.errors import (
@@ -31,7 +32,9 @@ from sweeper.errors import (
     EXIT_NOTHING_REACHED,
     EXIT_SOME_FAILED,
     EXIT_STOPPED_EARLY,
+    CheckpointUnusable,
     DatabaseUnusable,
+    Interrupted,
     PlanError,
     TrainerUnusable,
 )
@@ -43,7 +46,7 @@ from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.sweep import Budget, StageEnd, StageRun, Stop
 from sweeper.telling import search_name
-from sweeper.trial import StageName, StagePlan, TrialFacts
+from sweeper.trial import Outcome, Reason, StageName, StagePlan, TrialFacts
 
 # From worse to better: `run` ends with the worst code that any of its stages had.
 SEVERITY = (
@@ -76,9 +79,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_stages(args: argparse.Namespace, names: Sequence[StageName]) -> int:
-    """The named stages, in order (for `retry`)."""
+    """The named stages, in order (for `retry`); phases are run by the stage that needs them."""
     steps = {"stage1": _run_stage1, "stage2": _run_stage2, "confirm": _run_confirm}
-    return _command(args, [steps[name] for name in names])
+    chosen = dict.fromkeys("stage1" if name == "prepare" else name for name in names)
+    return _command(args, [steps[name] for name in chosen])
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,8 @@ def _run_stage1(work: Work) -> dict[str, Any]:
     record = work.store.stage(work.study.name, "stage1")
     changed = _changed(work, record)
     stage = Stage1(work.study, keep)
+    if record is None:
+        schedules.announce(work.study, work.app.home, work.progress.note)
     if changed and record is not None:
         facts = judged_facts(work.study, work.store, "stage1")
         frozen.still_holds(work.study, stage.plan(facts, record.plan), facts)
@@ -199,7 +205,7 @@ def _run_confirm(work: Work) -> dict[str, Any]:
     else:
         facts = study_facts(study, store)
         rows = search_ranking(facts, target=before.effective_target)
-        finalists = [row.point for row in rows if row.reached][:top]
+        finalists = [row.point for row in rows if row.competes][:top]
         if not finalists:
             raise PlanError(
                 f"{study.name}: nothing reached {before.effective_target:g}, so there is nothing to "
@@ -235,7 +241,52 @@ def _changed(work: Work, *records: StageRecord | None) -> bool:
 def _run(
     work: Work, stage: Stage, target: float, options: Mapping[str, Any], *, changed: bool
 ) -> dict[str, Any]:
-    end = StageRun(
+    prepare(work, stage)
+    end = run_stage(work, stage, target, options, changed=changed)
+    if end.why:
+        work.progress.note(end.why, "breaker" if end.ending == "breaker" else "")
+    summary = _summary(work.study, end)
+    work.progress.stage_ended(summary)
+    return summary
+
+
+def prepare(work: Work, stage: Stage) -> None:
+    """Run the phases whose checkpoints a stage's trials begin with, as far as they are missing.
+
+    Raises:
+        PlanChangedError: the study changed after a phase was run.
+        CheckpointUnusable: one of them ended without its last step.
+    """
+    planned = stage.plan(()).trials
+    if stage.name == "confirm" and isinstance(stage, ConfirmStage):
+        blocks = int(stage.fixed.design["blocks"])  # its looks may add to those of the first
+        planned = extend_confirm(work.study, stage.fixed, blocks).trials
+    wanted = starts.phase_trials(work.study, planned)
+    if not wanted:
+        return
+    changed = _changed(work, work.store.stage(work.study.name, "prepare"))
+    phases = starts.UnrankedStage(work.study, "prepare", wanted)
+    starts.grow(work.store, phases)
+    end = run_stage(work, phases, work.study.objective.target, {}, changed=changed)
+    ended = {f.trial.id: f.counted for f in end.facts}
+    for trial in wanted:
+        counted = ended[trial.id]
+        if counted is None:
+            raise Interrupted(f"{trial.id} is not finished: {end.why}")
+        whole = counted.reason is Reason.STEPS or counted.outcome is Outcome.INVALID
+        if not whole:  # where a time is not believed, the checkpoint is
+            raise CheckpointUnusable(
+                f"{trial.id} ({trial.label}) ended otherwise ({counted.reason.value}): "
+                f"{counted.message}; `sweep logs {trial.id}` has its output. After the cure, give the "
+                "same command with --retry-failed"
+            )
+
+
+def run_stage(
+    work: Work, stage: Stage, target: float, options: Mapping[str, Any], *, changed: bool
+) -> StageEnd:
+    """Run or resume one stage with what all stages of this command share."""
+    return StageRun(
         study=work.study,
         stage=stage,
         store=work.store,
@@ -252,11 +303,6 @@ def _run(
         retry_failed=work.args.retry_failed,
         revive=work.app.revive,
     ).run()
-    if end.why:
-        work.progress.note(end.why, "breaker" if end.ending == "breaker" else "")
-    summary = _summary(work.study, end)
-    work.progress.stage_ended(summary)
-    return summary
 
 
 def _summary(study: Study, end: StageEnd) -> dict[str, Any]:
@@ -269,11 +315,13 @@ def _summary(study: Study, end: StageEnd) -> dict[str, Any]:
 
 
 def check_command(study: Study) -> None:
-    """A trainer that does not exist is said before anything is planned.
+    """A trainer or a checkpoint that does not exist is said before anything is planned.
 
     Raises:
         TrainerUnusable: the command's first word is no program, or its folder is not there.
+        CheckpointUnusable: the study names a checkpoint that is not there.
     """
+    starts.need_files(study)
     program = study.trainer.command[0]
     if program == "{python}":
         program = sys.executable

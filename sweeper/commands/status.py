@@ -13,7 +13,7 @@ from typing import Any
 
 from sweeper.app import App
 from sweeper.errors import EXIT_DONE
-from sweeper.objective import time_to_target
+from sweeper.objective import final_value, time_to_target
 from sweeper.storage.base import Store
 from sweeper.study import Study
 from sweeper.trial import Brief, Outcome
@@ -90,6 +90,7 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
         if record.closed_at is None:
             left += planned - done
     best: dict[str, Any] | None = None
+    is_final = study.objective.is_final
     target = records[-1].effective_target
     every: dict[str, Brief] = {}
     for ended in store.brief(study.name):  # of each trial the one that counts
@@ -100,6 +101,17 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
     for facts in store.facts(study.name, trials=_shortest(every.values(), target, study)):
         attempt = facts.counted
         if attempt is None:
+            continue
+        if is_final:
+            final = final_value(attempt)
+            if final is not None and (best is None or final < best["final"]):
+                best = {
+                    "id": facts.trial.id,
+                    "label": facts.trial.label,
+                    "time_to_target_s": None,
+                    "final": final,
+                    "point": dict(facts.trial.point),
+                }
             continue
         found_time = time_to_target(attempt, target, study.objective.clock)
         if found_time is None or not found_time.reached:
@@ -122,6 +134,9 @@ def _shortest(every: Iterable[Brief], target: float, study: Study) -> list[str]:
     margin is for runs that went on to a harder target than the one they are judged at.
     """
     clock = study.objective.clock
+    if study.objective.is_final:
+        losses = [(e.best_loss, e.trial_id) for e in every if e.best_loss is not None]
+        return [trial_id for _, trial_id in sorted(losses)[:MOST_CANDIDATES]]
     low = [
         (ended.phases.seconds(clock), ended.trial_id)
         for ended in every

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from sweeper import attempts
 from sweeper.doctor.rounds import Rounds, rules_of
-from sweeper.objective import time_to_target
+from sweeper.objective import TimeToTarget, time_to_target
 from sweeper.paths import AttemptPaths
 from sweeper.progress import Progress
 from sweeper.spec import AttemptSpec, Control, SpecError
 from sweeper.steering import NO_CAP_S
 from sweeper.storage.base import RunningAttempt, StageRecord, Store
 from sweeper.study import Study
-from sweeper.trial import PlannedTrial, TrialFacts
+from sweeper.trial import AttemptFacts, PlannedTrial, TrialFacts
 
 LOOK_EVERY_S = 1.0
 IDLE_LOOKS = 3
@@ -95,9 +95,7 @@ class Watch:
             return
         for facts in self._facts(record, list(self._ended)):
             if facts.counted is not None:
-                found = time_to_target(
-                    facts.counted, record.effective_target, self.study.objective.clock
-                )
+                found = self._time(facts.counted, record)
                 remember(facts.trial, facts.counted, found, counts=False)
 
     def _announce_ends(self, record: StageRecord) -> None:
@@ -105,10 +103,17 @@ class Watch:
         fresh = [i for i, attempts_made in now.items() if self._ended.get(i, 0) < attempts_made]
         for facts in self._facts(record, fresh) if fresh else ():
             attempt = facts.attempts[-1]
-            found = time_to_target(attempt, record.effective_target, self.study.objective.clock)
+            found = self._time(attempt, record)
             self._running.pop(facts.trial.id, None)
             self.progress.trial_ended(facts.trial, attempt, found)
         self._ended = now
+
+    def _time(self, attempt: AttemptFacts, record: StageRecord) -> TimeToTarget | None:
+        """Nothing where every trial runs to its end."""
+        objective = self.study.objective
+        if objective.is_final:
+            return None
+        return time_to_target(attempt, record.effective_target, objective.clock)
 
     def _counts(self, record: StageRecord) -> dict[str, int]:
         """How many attempts of each trial of the stage have ended."""

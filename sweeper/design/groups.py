@@ -9,7 +9,7 @@ import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sweeper.design.pairs import Cell, Level, best_level, by_loss, by_time
+from sweeper.design.pairs import Cell, Level, best_level, by_final, by_loss, by_time
 from sweeper.errors import NothingFinished, PlanError
 from sweeper.space import NUMERIC, Point, Space, Value
 from sweeper.study import Group, Row, Study
@@ -134,7 +134,8 @@ def winner(
 
     The level with the best mean paired log-ratio over the bases that it shares with other levels
     (method section 3); each parameter of a `vary` group has its own winner. If nothing reached the
-    target, the same on the fallback ladder, then by loss at equal train seconds. A trial whose
+    target, the same on the fallback ladder, then by loss at equal train seconds. With goal "final" it
+    is the mean paired difference of the final metric. A trial whose
     attempts all failed counts as ended: call this when nothing will be tried again.
 
     Args:
@@ -175,6 +176,9 @@ def winner(
 
 def _winning_level(study: Study, cells: Sequence[Cell], target: float) -> Mapping[str, Value]:
     clock = study.objective.clock
+    if study.objective.is_final:
+        finals = by_final(cells)
+        return dict(best_level(cells, by_loss(cells, clock) if finals is None else finals))
     for goal in (target, *(f for f in study.objective.fallback if f > target)):
         scores = by_time(cells, goal, clock, limit_s=study.limits.trial_s)
         if scores is not None:

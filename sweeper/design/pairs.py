@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sweeper.objective import TimeToTarget, time_to_target
+from sweeper.objective import TimeToTarget, final_value, time_to_target
 from sweeper.space import Value
 from sweeper.trial import AttemptFacts, Clock, Reason
 
@@ -57,6 +57,27 @@ def by_time(cells: Sequence[Cell], target: float, clock: Clock, *, limit_s: floa
         slowest = [seconds for (_, other), seconds in times.items() if other == base]
         times[level, base] = max([floor, _HARDLY_ANY_TIME_S, *slowest])
     return _mean_differences({key: math.log(seconds) for key, seconds in times.items()})
+
+
+def by_final(cells: Sequence[Cell]) -> Scores | None:
+    """Mean paired difference of the final metric per level; None when no run came to its end.
+
+    A cell without one counts as the worst of its base.
+    """
+    values: dict[tuple[Level, int], float] = {}
+    without: list[tuple[Level, int]] = []
+    for cell in (cell for cell in cells if cell.attempts):
+        found = [value for a in cell.attempts if (value := final_value(a)) is not None]
+        if found and 2 * len(found) >= len(cell.attempts):
+            values[cell.level, cell.base] = statistics.median(found)
+        else:
+            without.append((cell.level, cell.base))
+    if not values:
+        return None
+    for level, base in without:
+        rivals = [value for (_, other), value in values.items() if other == base]
+        values[level, base] = max(rivals, default=max(values.values()))
+    return _mean_differences(values)
 
 
 def censored_s(attempt: AttemptFacts, time: TimeToTarget, limit_s: float) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sweeper.design.groups import is_forbidden
 from sweeper.design.pairs import censored_s
 from sweeper.errors import PlanError
-from sweeper.objective import best_value, time_to_target
+from sweeper.objective import best_value, final_value, time_to_target
 from sweeper.space import NUMERIC, Float, Integer, Parameter, Point, Value, show_value
 from sweeper.study import Study
 from sweeper.trial import AttemptFacts, Lock, Outcome, TrialFacts
@@ -22,23 +22,27 @@ UNKNOWN_NOISE_SD = math.log(1.10) / (2.33 * math.sqrt(2))
 """Standard deviation of log time until replicates know better: the slack of 1.10 (method 4)."""
 LEAST_NOISE_DF = 4
 LEAST_FLOOR = 0.03
+UNKNOWN_FINAL_SD = 0.003
+"""The same for the final metric's logarithm: losses of equal runs differ by parts of a percent."""
+LEAST_FINAL_FLOOR = 0.003
 CHANCE = 0.10
 _Z_ONE_SIDED, _Z_TWO_SIDED = 1.645, 1.96
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One distinct point with all its runs. `seconds` is the time to the target it was ranked by.
+    """One distinct point with all its runs. `score` is what it is ranked by, and what is compared.
 
-    That is the median over its runs, or, where most did not reach, the time up to which none had.
-    `loss` is the lowest that any run saw.
+    That is its time to the target: the median over its runs, or, where most did not reach, the time
+    up to which none had. With goal "final" it is the median of the final metric, and `reached` says
+    that most runs came to the end of their budget. `loss` is the lowest that any run saw.
     """
 
     point: Point
     trial_ids: tuple[str, ...]
     label: str
     reached: bool
-    seconds: float
+    score: float
     loss: float | None
 
 
@@ -81,14 +85,12 @@ def measure(study: Study, facts: Sequence[TrialFacts], target: float) -> list[Me
 def _measured(
     study: Study, point: Point, runs: Sequence[tuple[TrialFacts, AttemptFacts]], target: float
 ) -> Measured:
-    reached, bounds, losses = [], [], []
+    reached: list[float] = []
+    bounds: list[float] = []
+    losses: list[float] = []
     for _, attempt in runs:
-        time = time_to_target(attempt, target, study.objective.clock)
-        assert time is not None
-        if time.reached:
-            reached.append(time.seconds)
-        else:
-            bounds.append(censored_s(attempt, time, study.limits.trial_s))
+        score, known = _score(study, attempt, target)
+        (reached if known else bounds).append(score)
         loss = best_value(attempt.curve)
         losses.extend([] if loss is None else [loss])
     most = bool(reached) and 2 * len(reached) >= len(runs)
@@ -97,32 +99,47 @@ def _measured(
         trial_ids=tuple(fact.trial.id for fact, _ in runs),
         label=runs[0][0].trial.label,
         reached=most,
-        seconds=statistics.median(reached) if most else max(bounds),
+        score=statistics.median(reached) if most else max(bounds),
         loss=min(losses, default=None),
     )
 
 
-def noise_sd(study: Study, facts: Sequence[TrialFacts], target: float) -> tuple[float, int]:
-    """Standard deviation of log time between runs of one point, and its degrees of freedom.
+def _score(study: Study, attempt: AttemptFacts, target: float) -> tuple[float, bool]:
+    """What ranks an attempt, and whether it is exact; else it is at least that (method section 2)."""
+    if study.objective.is_final:
+        value = final_value(attempt)
+        return (math.inf, False) if value is None else (value, True)
+    time = time_to_target(attempt, target, study.objective.clock)
+    assert time is not None
+    if time.reached:
+        return time.seconds, True
+    return censored_s(attempt, time, study.limits.trial_s), False
 
-    Pooled over points with two or more runs that reached; `UNKNOWN_NOISE_SD` below 4 degrees.
+
+def noise_sd(study: Study, facts: Sequence[TrialFacts], target: float) -> tuple[float, int]:
+    """Standard deviation of the log score between runs of one point, and its degrees of freedom.
+
+    Pooled over points with two or more runs that reached; `UNKNOWN_NOISE_SD` (of times) or
+    `UNKNOWN_FINAL_SD` (of the final metric) below 4 degrees.
     """
     logs: dict[Point, list[float]] = {}
     for fact in facts:
         attempt = fact.counted
-        time = time_to_target(attempt, target, study.objective.clock) if attempt else None
-        if time is not None and time.reached and time.seconds > 0:
-            logs.setdefault(fact.trial.point, []).append(math.log(time.seconds))
+        if attempt is None or attempt.outcome not in (Outcome.REACHED, Outcome.CENSORED):
+            continue
+        score, known = _score(study, attempt, target)
+        if known and score > 0:
+            logs.setdefault(fact.trial.point, []).append(math.log(score))
     groups = [values for values in logs.values() if len(values) > 1]
     freedom = sum(len(values) - 1 for values in groups)
     if freedom < LEAST_NOISE_DF:
-        return UNKNOWN_NOISE_SD, freedom
+        return UNKNOWN_FINAL_SD if study.objective.is_final else UNKNOWN_NOISE_SD, freedom
     squares = sum(statistics.variance(values) * (len(values) - 1) for values in groups)
     return math.sqrt(squares / freedom), freedom
 
 
 def choose_top(study: Study, facts: Sequence[TrialFacts], k: int, target: float) -> Top:
-    """The k fastest distinct points, and ties with the k-th inside the noise up to 2k (method 5.1).
+    """The k best distinct points, and ties with the k-th inside the noise up to 2k (method 5.1).
 
     Where fewer than k reached the target, the hardest fallback that k reached ranks them; where
     there is none, those that reached anything come first, by target and time, then the lowest loss,
@@ -131,7 +148,8 @@ def choose_top(study: Study, facts: Sequence[TrialFacts], k: int, target: float)
     Raises:
         PlanError: nothing was measured yet.
     """
-    ladder = [target, *(f for f in study.objective.fallback if f > target)]
+    easier = [] if study.objective.is_final else [f for f in study.objective.fallback if f > target]
+    ladder = [target, *easier]
     judged = {goal: measure(study, facts, goal) for goal in ladder}
     if not any(m.reached or m.loss is not None for m in judged[target]):
         raise PlanError(
@@ -139,11 +157,11 @@ def choose_top(study: Study, facts: Sequence[TrialFacts], k: int, target: float)
             "run `sweep stage1` first"
         )
     for goal in ladder:
-        able = sorted((m for m in judged[goal] if m.reached), key=lambda m: m.seconds)
+        able = sorted((m for m in judged[goal] if m.reached), key=lambda m: m.score)
         if len(able) >= k:
             spread = noise_sd(study, facts, goal)[0]
-            limit = able[k - 1].seconds * math.exp(math.sqrt(2) * spread)
-            chosen = [m for m in able[: 2 * k] if m.seconds <= limit]
+            limit = able[k - 1].score * math.exp(math.sqrt(2) * spread)
+            chosen = [m for m in able[: 2 * k] if m.score <= limit]
             return Top(
                 tuple(chosen), goal, flagged=False, notes=_top_notes(k, chosen, goal, target)
             )
@@ -169,7 +187,7 @@ def _top_by_loss(judged: Mapping[float, Sequence[Measured]], k: int) -> Top:
         for m in judged[goal]:
             if m.reached:
                 reached.setdefault(m.point, (m, goal))
-    fast = sorted(reached.values(), key=lambda found: (ladder.index(found[1]), found[0].seconds))
+    fast = sorted(reached.values(), key=lambda found: (ladder.index(found[1]), found[0].score))
     rest = [m for m in judged[ladder[-1]] if m.point not in reached and m.loss is not None]
     rest.sort(key=lambda m: m.loss if m.loss is not None else math.inf)
     chosen = [*(m for m, _ in fast), *rest][:k]
@@ -211,6 +229,7 @@ class _Evidence:
         self._top = [m.point for m in top.points]
         self._incumbent = top.points[0].point
         self._sd = noise_sd(study, facts, top.target)[0]
+        self._final = study.objective.is_final
 
     def lock(self, name: str) -> Lock | None:
         """The lock that the evidence supports, or None: the parameter varies."""
@@ -229,7 +248,7 @@ class _Evidence:
         chosen = self._seen(name, self._top)
         if len(chosen) < 2:
             others = [m for m in self._all if name in m.point and m.point[name] not in chosen]
-            others.sort(key=lambda m: (not m.reached, m.seconds))
+            others.sort(key=lambda m: (not m.reached, m.score))
             chosen += [m.point[name] for m in others[:1]]
         return tuple(c for c in parameter.choices if c in chosen)
 
@@ -258,12 +277,12 @@ class _Evidence:
         return Lock(
             value,
             f"{all_of} ({drawn}), and over {len(ratios)} pairs that differ in it alone it is "
-            f"{-math.expm1(effect):.1%} faster",
+            f"{-math.expm1(effect):.1%} {'lower' if self._final else 'faster'}",
         )
 
     def _inert(self, name: str, value: Value) -> Lock | None:
         """Whether every level is within the noise floor of the incumbent's, interval and all."""
-        floor = max(LEAST_FLOOR, self._sd)
+        floor = max(LEAST_FINAL_FLOOR if self._final else LEAST_FLOOR, self._sd)
         worst, pairs = 0.0, 0
         for other in self._seen(name, self._planned):
             if other == value:
@@ -285,7 +304,7 @@ class _Evidence:
     def _log_ratios(
         self, name: str, value: Value, other: Value, *, bounds: bool = True
     ) -> list[float]:
-        """log(time with `value` / time with `other`) of all pairs that differ in this alone.
+        """log(score with `value` / score with `other`) of all pairs that differ in this alone.
 
         A pair in which one did not reach gives a bound, which counts as the ratio; with neither
         reached it says nothing.
@@ -295,10 +314,11 @@ class _Evidence:
             rest = tuple((n, v) for n, v in m.point.items() if n != name)
             by_rest.setdefault(rest, []).append(m)
         return [
-            math.log(a.seconds / b.seconds)
+            math.log(a.score / b.score)
             for pair in by_rest.values()
             for a, b in _ordered(pair, name, value, other)
-            if min(a.seconds, b.seconds) > 0
+            if min(a.score, b.score) > 0
+            and max(a.score, b.score) < math.inf
             and ((a.reached and b.reached) or (bounds and (a.reached or b.reached)))
         ]
 

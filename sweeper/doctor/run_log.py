@@ -63,6 +63,21 @@ class RunLog:
         """Whether the run has ended, well or not."""
         return bool(self.finished or self.failed or self.outcome)
 
+    @property
+    def steps_before(self) -> int:
+        """Steps of the run whose checkpoint this one began with; this one's count is without them."""
+        return int(self._before("step"))
+
+    @property
+    def tokens_before(self) -> int:
+        """Tokens of that run."""
+        return int(self._before("tokens"))
+
+    def _before(self, what: str) -> float:
+        counts_from = self.started.get("counts_from")
+        found = counts_from.get(what) if isinstance(counts_from, Mapping) else None
+        return _finite(found) or 0.0
+
     def setting(self, key: str) -> Any:
         """The value of a dotted key of the trainer's configuration; None where it is not told."""
         found: Any = self.started.get("config")

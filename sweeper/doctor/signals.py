@@ -65,7 +65,7 @@ def fall(run: Run, of: str = "loss", steps: int = 0, share: float = 0.0) -> floa
 @of_run
 def fall_per_epoch(run: Run, of: str = "loss", share: float = 0.3) -> float | None:
     """The fall over the last `share` of the run, for each pass over the data."""
-    fallen, passed = fall(run, of=of, share=share), epochs(run)
+    fallen, passed = fall(run, of=of, share=share), _own_epochs(run)
     return None if fallen is None or not passed else fallen / (passed * share)
 
 
@@ -109,11 +109,11 @@ def value_at(run: Run, of: str = "", epoch: float = 0.0, share: float = 0.0) -> 
     """The first reading of `of` from `epoch` passes over the data (or a `share` of the plan) on."""
     if share:
         planned = planned_steps(run)
-        from_step = None if planned is None else share * planned
+        from_step = None if planned is None else share * planned - run.steps_before
     else:
-        made = epochs(run)
-        from_step = None if not made else epoch * run.step / made
-    if from_step is None:
+        own, made = _own_epochs(run), epochs(run)
+        from_step = None if not own or not made else (epoch - made + own) * run.step / own
+    if from_step is None or from_step < 0:  # that was before this run
         return None
     found = (value for step, value in run.series(of or run.metric) if step >= from_step * 0.999)
     return next(found, None)
@@ -174,7 +174,7 @@ def lr_share(run: Run) -> float | None:
 
 @of_run
 def planned_steps(run: Run) -> float | None:
-    """The steps that the run was told to make at most."""
+    """The steps that the run was told to make at most, those of a run that it goes on from included."""
     return _number(run.setting("run.max_steps")) or None
 
 
@@ -182,7 +182,7 @@ def planned_steps(run: Run) -> float | None:
 def progress(run: Run) -> float | None:
     """Share of the planned steps that are done."""
     planned = planned_steps(run)
-    return run.step / planned if planned else None
+    return (run.steps_before + run.step) / planned if planned else None
 
 
 @of_run
@@ -207,10 +207,19 @@ def warmup_share(run: Run) -> float | None:
 
 @of_run
 def epochs(run: Run) -> float | None:
-    """How often each training token has been learned from, on average."""
-    audit = run.started.get("data_audit")
-    tokens = _number(audit.get("tokens")) if isinstance(audit, Mapping) else None
+    """How often each training token has been learned from, on average, by a run before this too."""
+    own, tokens = _own_epochs(run), _data_tokens(run)
+    return own + run.tokens_before / tokens if own is not None and tokens else None
+
+
+def _own_epochs(run: Run) -> float | None:
+    tokens = _data_tokens(run)
     return run.tokens / tokens if tokens else None
+
+
+def _data_tokens(run: Run) -> float | None:
+    audit = run.started.get("data_audit")
+    return _number(audit.get("tokens")) if isinstance(audit, Mapping) else None
 
 
 @of_run

@@ -359,7 +359,10 @@ def gpu_slots(
                     "memory_bytes": mine[0].memory_bytes,
                     "cores": place,
                 },
-                env={"CUDA_VISIBLE_DEVICES": ",".join(g.uuid for g in mine), **_threads(share)},
+                env={
+                    "CUDA_VISIBLE_DEVICES": ",".join(g.uuid for g in mine),
+                    **_threads(max(1, share // each)),  # a process for each of them
+                },
             )
         )
     return tuple(slots), tuple(own)

@@ -99,6 +99,8 @@ def judge(
     if not settings.gate:
         return Judged(tuple(facts))
     doubts = _doubts([*earlier, *facts], memory or Memory(), mixed=settings.mixed)
+    if not settings.pace:
+        doubts = _of_fingerprints(doubts)
     if not doubts:
         return Judged(tuple(facts))
     latest = [f.counted for f in facts if f.counted is not None and _measured(f.counted)]
@@ -190,6 +192,15 @@ class _Control(NamedTuple):
 
 
 _Run = tuple[str, AttemptFacts]  # a point's id, and one run of it
+
+
+def _of_fingerprints(doubts: Doubts) -> Doubts:
+    """Those that have nothing to do with how long a run took."""
+    kept = {
+        of: tuple(d for d in found if d.reason is Reason.FINGERPRINT)
+        for of, found in doubts.items()
+    }
+    return {of: found for of, found in kept.items() if found}
 
 
 def _doubts(facts: Sequence[TrialFacts], memory: Memory, *, mixed: bool) -> Doubts:

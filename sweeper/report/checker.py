@@ -89,7 +89,7 @@ def unknown_numbers(text: str, known: Iterable[float]) -> list[str]:
 
     `12 min 30 s` counts as 750, and `+12 %` also as a ratio of 1.12.
     """
-    kept = list(known)
+    kept = [value for k in known for value in ((k, -k) if k < 0 else (k,))]  # a sign stands apart
     text = text.replace("\u00a0", " ")
     durations = [(int(h or 0), int(m), int(s or 0)) for h, m, s in _DURATION.findall(text)]
     found = [str(3600 * h + 60 * m + s) for h, m, s in durations]

@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sweeper.analysis.wording import bracket, duration, ratio, rough, significant
+from sweeper.analysis.wording import bracket, duration, metric_ratio, ratio, rough, significant
 from sweeper.report.lines import LinesProgress, QuietProgress, plain, summary_lines
 from sweeper.report.live import LiveProgress, sparkline
 from sweeper.space import show_value
@@ -34,9 +34,11 @@ def summary_table(summary: Mapping[str, Any]) -> Group:
     """The end of a stage: what was counted, and the top as a table."""
     heading = Text(plain(summary_lines(summary)[0]), style="bold")
     parts: list[RenderableType] = [heading]
+    final = summary["goal"] == "final"
     if summary["top"]:
         table = _table()
-        for name in ("", "trial", "configuration", "time to target", "steps", "ms a step"):
+        score = "final metric" if final else "time to target"
+        for name in ("", "trial", "configuration", score, "steps", "ms a step"):
             table.add_column(
                 name, justify="left" if name in ("trial", "configuration") else "right"
             )
@@ -46,7 +48,7 @@ def summary_table(summary: Mapping[str, Any]) -> Group:
                 str(place),
                 Text(plain(row["id"])),
                 Text(plain(row["label"])),
-                duration(row["time_to_target_s"]),
+                _optional(row["final"], 5) if final else duration(row["time_to_target_s"]),
                 _optional(row["steps_to_target"], 0),
                 _optional(None if speed is None else 1000 * speed, 2),
             )
@@ -71,9 +73,11 @@ def status_table(document: Mapping[str, Any]) -> Group:
     parts: list[RenderableType] = [table]
     incumbent = document.get("incumbent")
     if incumbent:
-        time = incumbent.get("time_to_target_s")
+        time, final = incumbent.get("time_to_target_s"), incumbent.get("final")
         took = f": {duration(time)}" if time is not None else ""
-        parts.append(Text(f"fastest so far: {plain(str(incumbent['label']))}{took}"))
+        name = "fastest" if final is None else "best"
+        took = took if final is None else f": {significant(final, 5)}"
+        parts.append(Text(f"{name} so far: {plain(str(incumbent['label']))}{took}"))
     if document.get("eta_s") is not None:
         parts.append(Text(f"about {rough(document['eta_s'])} left"))
     return Group(*parts)
@@ -174,8 +178,11 @@ def verdict_view(document: Mapping[str, Any]) -> Group:
         parts.append(table)
     speedup = document.get("speedup")
     if speedup:
-        interval = bracket(speedup["low"], speedup["high"])
-        parts.append(Text(f"speed-up over the baseline: {ratio(speedup['ratio'])}x {interval}"))
+        metric = speedup["of"] == "metric"
+        show = metric_ratio if metric else ratio
+        interval = bracket(speedup["low"], speedup["high"], show)
+        name = "the baseline's metric over the winner's" if metric else "speed-up over the baseline"
+        parts.append(Text(f"{name}: {show(speedup['ratio'])}x {interval}"))
     parts += [Text(f"not decided: {plain(line)}", style="yellow") for line in verdict["undecided"]]
     return Group(*parts)
 

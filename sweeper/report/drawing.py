@@ -59,12 +59,22 @@ class Ratio:
     """Bounded on one side alone: the other end of its bar is the edge."""
 
 
-def ratios(name: str, title: str, words: str, rows: Sequence[Ratio]) -> Figure:
-    """Time ratios on a logarithmic axis around 1."""
-    return both(name, title, words, lambda width: _ratio_plot(rows, width))
+def ratios(
+    name: str,
+    title: str,
+    words: str,
+    rows: Sequence[Ratio],
+    *,
+    axis: str = "time ratio (log)",
+    show: Callable[[float], str] = ratio,
+) -> Figure:
+    """Ratios (of times, as a rule) on a logarithmic axis around 1."""
+    return both(name, title, words, lambda width: _ratio_plot(rows, width, axis, show))
 
 
-def _ratio_plot(rows: Sequence[Ratio], width: int) -> Drawing:
+def _ratio_plot(
+    rows: Sequence[Ratio], width: int, axis: str, show: Callable[[float], str]
+) -> Drawing:
     narrow = width == NARROW
     pitch, top = (40, 8) if narrow else (30, 10)
     widest = max(len(row.label) for row in rows) * CHARACTER_PX
@@ -77,13 +87,13 @@ def _ratio_plot(rows: Sequence[Ratio], width: int) -> Drawing:
     low, high = max(min(ends), min(core) / FARTHEST), min(max(ends), max(core) * FARTHEST)
     pad = max(high / low, 1.02) ** 0.06
     x = Axis(low / pad, high * pad, left, right, log=True)
-    marks = [x_axis(x, bottom, "time ratio (log)", top=top, most=6 if narrow else 9)]
+    marks = [x_axis(x, bottom, axis, top=top, most=6 if narrow else 9)]
     marks.append(line(x(1.0), bottom, x(1.0), top, "fig-one"))
     for place, row in enumerate(rows):
         y = top + pitch * place + (27 if narrow else 16)
         kind = "winner" if row.decided else "undecided"
         bound = "≥ " if row.at_least else ""
-        value = f"{bound}{ratio(row.ratio)} {bracket(row.low, row.high)}".rstrip()
+        value = f"{bound}{show(row.ratio)} {bracket(row.low, row.high, show)}".rstrip()
         value += f"  n = {row.pairs}" if row.pairs else ""
         if narrow:
             room = right - left - len(value) * CHARACTER_PX

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeper.analysis.wording import duration, significant
+from sweeper.analysis.wording import duration, metric_ratio, significant
 from sweeper.report.drawing import (
     CLOCK_TITLE,
     LOG_FROM,
@@ -23,6 +23,7 @@ from sweeper.report.drawing import (
 )
 from sweeper.report.figures_answers import effects, path, questions
 from sweeper.report.figures_devices import drift, timeline
+from sweeper.report.figures_final import finals, steps
 from sweeper.report.figures_plane import plane, profile
 from sweeper.report.svg import (
     CHARACTER_PX,
@@ -51,6 +52,7 @@ def figures(document: Document) -> list[Figure]:
         questions(document),
         path(document),
         ranking(document),
+        steps(document),
         plane(document),
         confirm(document),
         effects(document),
@@ -171,6 +173,8 @@ def ranking(document: Document) -> Figure | None:
     rows = document["ranking"]
     if not rows:
         return None
+    if document["goal"] == "final":
+        return finals(document, rows[:MOST_ROWS])
     shown = rows[:MOST_ROWS]
     missed = sum(not row["reached"] for row in rows)
     words = (
@@ -257,12 +261,18 @@ def confirm(document: Document) -> Figure | None:
     ]
     if not rows:
         return None
+    final = document["goal"] == "final"
+    what = str(document["metric"]) if final else "time"
     words = (
-        f"Time over the time of {found['leader_label']} in the same block: small dots are blocks, "
-        f"the bar is the geometric mean's {100 * found['confidence']:.4g} % interval; a bar that "
-        "crosses 1 is not decided."
+        f"{what.capitalize()} over the {what} of {found['leader_label']} in the same block: small "
+        f"dots are blocks, the bar is the geometric mean's {100 * found['confidence']:.4g} % "
+        "interval; a bar that crosses 1 is not decided."
     )
-    return ratios("confirm", "Confirm: pairs within blocks", words, rows)
+    title = "Confirm: pairs within blocks"
+    if final:
+        axis = f"{what} ratio (log)"
+        return ratios("confirm", title, words, rows, axis=axis, show=metric_ratio)
+    return ratios("confirm", title, words, rows)
 
 
 # -- the stage-2 design ----------------------------------------------------------------------------
@@ -275,7 +285,7 @@ def design(document: Document) -> Figure | None:
         return None
     runs = sorted(
         found["runs"],
-        key=lambda r: (not r["reached"], math.inf if r["seconds"] is None else r["seconds"]),
+        key=_best_first if document["goal"] != "final" else _lowest_first,
     )
     repeats = sum(run["replicate_of"] is not None for run in runs)
     words = (
@@ -285,6 +295,14 @@ def design(document: Document) -> Figure | None:
     )
     title = "The stage-2 design, ordered by its result"
     return both("design", title, words, lambda width: _design(found, runs, width))
+
+
+def _best_first(run: Mapping[str, Any]) -> tuple[bool, float]:
+    return not run["reached"], math.inf if run["seconds"] is None else run["seconds"]
+
+
+def _lowest_first(run: Mapping[str, Any]) -> float:
+    return math.inf if run["final"] is None else run["final"]
 
 
 def _design(found: Mapping[str, Any], runs: Sequence[Any], width: int) -> Drawing:

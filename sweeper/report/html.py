@@ -12,7 +12,8 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from sweeper.analysis.wording import bracket, change, duration, ratio, significant
+from sweeper.analysis.wording import bracket, change, duration, metric_ratio, ratio, significant
+from sweeper.report import claims
 from sweeper.report import elements as el
 from sweeper.report import html_answers as answers
 from sweeper.report.drawing import Figure
@@ -34,9 +35,11 @@ def render(document: Document, figures: Sequence[Figure]) -> str:
         answers.path(document, drawn.get("path")),
         el.section(drawn.get("curves")),
         el.section(drawn.get("ranking")),
+        _steps(document, drawn.get("steps")),
         _ranking_table(document),
         el.section(drawn.get("plane")),
         _confirm(document, drawn.get("confirm")),
+        _claims(document),
         _stage2(document, drawn.get("design"), drawn.get("effects")),
         answers.robustness(document, drawn.get("profile")),
         _targets(document),
@@ -120,13 +123,21 @@ def _facts(document: Document) -> str:
     speedup, winner, cost = document["speedup"], document["winner"], document["cost"]
     if speedup:
         bound = "≥ " if speedup["at_least"] else ""
-        how = bracket(speedup["low"], speedup["high"]) or "single runs, not confirmed"
+        metric = speedup["of"] == "metric"
+        show = metric_ratio if metric else ratio
+        how = bracket(speedup["low"], speedup["high"], show) or "single runs, not confirmed"
         sure = "" if speedup["decided"] or not speedup["confirmed"] else ", not decided"
         parts.append(
-            f'<div><p class="big">{bound}{ratio(speedup["ratio"])}×</p>'
-            f'<p class="note">faster than the baseline {escape(how)}{sure}</p></div>'
+            f'<div><p class="big">{bound}{show(speedup["ratio"])}×</p>'
+            f'<p class="note">{"lower" if metric else "faster"} than the baseline '
+            f"{escape(how)}{sure}</p></div>"
         )
-    if winner:
+    if winner and document["goal"] == "final":
+        parts.append(
+            f'<div><p class="big plain">{significant(winner["final"], 5)}</p>'
+            f'<p class="note">{escape(document["metric"])} at the end of the budget</p></div>'
+        )
+    elif winner:
         target = f"{document['metric']} {significant(document['target'], 6)}"
         parts.append(
             f'<div><p class="big plain">{duration(winner["time_to_target_s"])}</p>'
@@ -165,12 +176,14 @@ def _ranking_table(document: Document) -> str:
     if not rows:
         return ""
     winner = (document["winner"] or {}).get("point")
+    final = document["goal"] == "final"
     cells = [
         (
-            "winner-row" if row["point"] == winner else "" if row["reached"] else "quiet",
+            "winner-row" if row["point"] == winner else "" if row["place"] else "quiet",
             (
                 escape(row["label"] + (" (suspect)" if row["suspect"] else "")),
                 str(row["place"] or ""),
+                *([el.optional(row["final"], 5)] if final else []),
                 el.seconds(row),
                 el.optional(row["steps_to_target"]),
                 "" if row["ms_per_step"] is None else f"{row['ms_per_step']:.2f}",
@@ -182,19 +195,74 @@ def _ranking_table(document: Document) -> str:
         for row in rows
     ]
     columns = (
-        "configuration", "place", "time to target", "steps", "ms a step", "best", "reached", "ended by",
+        "configuration", "place", *(["final"] if final else []), "time to target", "steps",
+        "ms a step", "best", "reached", "ended by",
     )  # fmt: skip
-    table = el.table("Every configuration of stages 1 and 2", columns, cells, numbers=range(1, 7))
+    table = el.table(
+        "Every configuration of stages 1 and 2", columns, cells, numbers=range(1, 7 + final)
+    )
     doubts = "".join(f"<li>{escape(words)}</li>" for row in rows for words in row["suspect"])
     if doubts:
         table += f"<p>Suspect times:</p><ul>{doubts}</ul>"
     return el.folded(f"All {len(rows)} configurations as a table", table)
 
 
+def _claims(document: Document) -> str:
+    found = document["claims"]
+    if not found:
+        return ""
+    rows = [("", tuple(map(escape, claims.cells(row)))) for row in found["rows"]]
+    table = el.table(f"Claims: {escape(found['title'])}", claims.COLUMNS, rows)
+    refuted = claims.refuted(found)
+    said = f"<p>Contradictions:</p>{el.items(refuted)}" if refuted else ""
+    return (
+        '<section aria-labelledby="h-claims"><h2 id="h-claims">Claims</h2>'
+        f'<p class="note">{escape(found["source"])}</p>{table}{said}</section>'
+    )
+
+
+def _steps(document: Document, figure: Figure | None) -> str:
+    table = document["steps"]
+    if not table:
+        return ""
+    names = [escape(f"{arm['label']} ({arm['role']})") for arm in table["arms"]]
+    numbers = range(1, len(names) + 1)
+    by_step = [
+        (
+            "",
+            (
+                str(row["step"]),
+                *(
+                    f"{significant(value, 5)} ({percent:+.1f} %)"
+                    for value, percent in zip(row["values"], row["changes"], strict=True)
+                ),
+            ),
+        )
+        for row in table["rows"]
+    ]
+    levels = [
+        (
+            "",
+            (
+                significant(row["level"], 5),
+                *("never" if s is None else f"{s:.0f}" for s in row["steps"]),
+            ),
+        )
+        for row in table["levels"]
+    ]
+    caption = f"{escape(document['metric'])} at each evaluation, and against the first arm"
+    detail = el.table(caption, ("step", *names), by_step, numbers=numbers)
+    reached = el.table("Steps to each level", ("level", *names), levels, numbers=numbers)
+    return el.section(figure) + el.folded("Every evaluation as a table", detail) + reached
+
+
 def _confirm(document: Document, figure: Figure | None) -> str:
     found = document["confirm"]
     if not found:
         return ""
+    final = document["goal"] == "final"
+    show = metric_ratio if final else ratio
+    what = str(document["metric"]) if final else "time"
     rows = []
     for contrast in found["contrasts"]:
         if contrast["time"] is None:
@@ -205,8 +273,8 @@ def _confirm(document: Document, figure: Figure | None) -> str:
                 "",
                 (
                     escape("baseline" if contrast["is_baseline"] else contrast["other_label"]),
-                    f"{'≥ ' if contrast['at_least'] else ''}{ratio(time['ratio'])}",
-                    escape(bracket(time["low"], time["high"])),
+                    f"{'≥ ' if contrast['at_least'] else ''}{show(time['ratio'])}",
+                    escape(bracket(time["low"], time["high"], show)),
                     "" if learning is None else change(learning["ratio"]),
                     "" if speed is None else change(speed["ratio"]),
                     str(time["n"]),
@@ -214,16 +282,16 @@ def _confirm(document: Document, figure: Figure | None) -> str:
                 ),
             )
         )
-    caption = "Time over the leader's, within blocks"
+    caption = f"{escape(what).capitalize()} over the leader's, within blocks"
     columns = (
-        "other", "time ratio", f"{100 * found['confidence']:.4g} % interval", "tokens",
+        "other", f"{escape(what)} ratio", f"{100 * found['confidence']:.4g} % interval", "tokens",
         "time per token", "blocks", "verdict",
     )  # fmt: skip
     table = el.table(caption, columns, rows, numbers=range(1, 6))
     resolves = found["resolvable_ratio"]
     budget = (
-        f"<p>At the spread seen here, the planned blocks separate configurations whose times differ "
-        f"by a factor of {ratio(resolves)} or more.</p>"
+        f"<p>At the spread seen here, the planned blocks separate configurations whose "
+        f"{'metrics' if final else 'times'} differ by a factor of {show(resolves)} or more.</p>"
         if resolves
         else ""
     )
@@ -326,7 +394,8 @@ def _stages(document: Document) -> str:
         "wall",
     )  # fmt: skip
     table = el.table("What was planned, and what became of it", columns, rows, numbers=range(1, 10))
-    table += el.folded("What each rule of racing did", _racing(document))
+    if document["racing"]:
+        table += el.folded("What each rule of racing did", _racing(document))
     return f'<section aria-labelledby="h-stages"><h2 id="h-stages">Stages</h2>{table}</section>'
 
 
@@ -365,6 +434,7 @@ def _reproduce(document: Document) -> str:
     facts: dict[str, Any] = {
         **{f"plan hash, {stage}": value for stage, value in found["plan_hashes"].items()},
         "seed": found["seed"],
+        **{f"frozen for every trial, {key}": value for key, value in found["frozen"].items()},
         **{f"version of {name}": version for name, version in found["versions"].items()},
     }
     for place, fingerprint in enumerate(found["fingerprints"], start=1):

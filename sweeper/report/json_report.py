@@ -11,11 +11,15 @@ from typing import Any
 
 import tomli_w
 
+from sweeper import claims
+from sweeper.analysis.claims import claims_table
 from sweeper.analysis.dataset import STAGES, StageFacts, StudyFacts
 from sweeper.analysis.ranking import Row, search_ranking, stage_summary
 from sweeper.analysis.savings import rules
+from sweeper.analysis.steps import step_table
 from sweeper.analysis.verdict import Verdict, verdict
-from sweeper.objective import time_to_target
+from sweeper.configuration import frozen_values
+from sweeper.objective import final_value, time_to_target
 from sweeper.report import answers
 from sweeper.space import Value
 from sweeper.trial import TrialFacts
@@ -79,14 +83,33 @@ def document(
             for f in judged.failures
         ],
         "design": _design(facts, judged.target),
+        "steps": _steps(facts, judged),
         "confirm": judged.confirmation.as_dict() if judged.confirmation else None,
         **_effects(judged),
         "noise": judged.noise.as_dict(),
         "curves": _curves(facts, judged),
         "reproduce": _reproduce(facts),
         **answers.parts(facts, judged),
+        "claims": _claims(facts),
         "against": None,
     }
+
+
+def _claims(facts: StudyFacts) -> dict[str, Any] | None:
+    """The claims of the document that the study is about, where its folder has them."""
+    found = claims.read(facts.study.folder)
+    if found is None:
+        return None
+    table = claims_table(found, facts)
+    return {"title": found.title, "source": found.source, "rows": table}
+
+
+def _steps(facts: StudyFacts, judged: Verdict) -> dict[str, Any] | None:
+    """The arms by step, where all run to the same end."""
+    if not facts.study.objective.is_final:
+        return None
+    found = step_table(facts, judged.winner.point if judged.winner else None)
+    return found.as_dict() if found else None
 
 
 def _effects(judged: Verdict) -> dict[str, Any]:
@@ -155,10 +178,11 @@ def _stage(facts: StudyFacts, stage: StageFacts) -> dict[str, Any]:
 
 def _ranked(row: Row, place: int) -> dict[str, Any]:
     return {
-        "place": place if row.reached else None,
+        "place": place if row.competes else None,
         **row.as_dict(),
         "ms_per_step": None if row.seconds_per_step is None else 1000 * row.seconds_per_step,
         "seconds_per_token": row.seconds_per_token,
+        "finals": [run.final for run in row.runs if run.final is not None],
         "reasons": list(dict.fromkeys(run.attempt.reason.value for run in row.runs)),
         "times": [
             {"id": run.id, "seconds": run.time.seconds, "reached": run.time.reached}
@@ -191,6 +215,7 @@ def _design(facts: StudyFacts, target: float) -> dict[str, Any] | None:
     if stage is None:
         return None
     times = {trial.trial.id: time for trial, time in stage.times(target, facts.clock)}
+    ends = {trial.trial.id: final_value(attempt) for trial, attempt in stage.measured()}
     runs: list[dict[str, Any]] = []
     for planned in stage.plan.trials:
         time = times.get(planned.id)
@@ -201,6 +226,7 @@ def _design(facts: StudyFacts, target: float) -> dict[str, Any] | None:
                 "point": dict(planned.point),
                 "reached": bool(time and time.reached),
                 "seconds": time.seconds if time else None,
+                "final": ends.get(planned.id),
             }
         )
     levels = {
@@ -264,7 +290,7 @@ def _points(facts: StudyFacts, trial: TrialFacts) -> list[list[float | int]]:
     ]
 
 
-OF_ONE_ATTEMPT = ("observed", "adjusted", "continues")
+OF_ONE_ATTEMPT = ("observed", "adjusted", "continues", "starts_from")
 """What facts say of a device that another attempt on it would not share."""
 
 
@@ -284,6 +310,7 @@ def _reproduce(facts: StudyFacts) -> dict[str, Any]:
             name: facts.stages[name].definition_hash for name in STAGES if name in facts.stages
         },
         "seed": facts.study.seed,
+        "frozen": _plain(frozen_values(facts.study)),
         "versions": dict(facts.versions),
         "fingerprints": _plain(list(fingerprints.values())),
         "devices": _plain(list(devices.values())),

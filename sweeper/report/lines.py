@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from sweeper.analysis.wording import count, duration, significant
-from sweeper.objective import TimeToTarget
+from sweeper.objective import TimeToTarget, final_value
 from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, StagePlan
 
 
@@ -20,7 +20,13 @@ def plain(text: str) -> str:
 
 
 def ending(facts: AttemptFacts, time: TimeToTarget | None) -> str:
-    """How an attempt ended: `reached in 3.12 s (step 410)`, `stopped by cap ...`, `failed: ...`."""
+    """How an attempt ended: `reached in 3.12 s (step 410)`, `stopped by cap ...`, `failed: ...`.
+
+    A measured attempt without a time is one of a study with goal "final".
+    """
+    if time is None and (final := final_value(facts)) is not None:
+        after = f"{facts.steps} steps, {duration(facts.phases.train)} of training"
+        return f"ended at {significant(final, 5)} after {after}"
     if time is not None and time.reached:
         step = f" (step {time.steps:.0f})" if time.steps is not None else ""
         return f"reached the target in {duration(time.seconds)}{step}"
@@ -53,7 +59,12 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     )
     lines = [heading]
     for place, row in enumerate(summary["top"], start=1):
-        lines.append(f"  {place}. {plain(row['label'])}: {duration(row['time_to_target_s'])}")
+        score = (
+            significant(row["final"], 5)
+            if summary["goal"] == "final"
+            else duration(row["time_to_target_s"])
+        )
+        lines.append(f"  {place}. {plain(row['label'])}: {score}")
     closest = summary.get("closest")
     if closest and closest["best_loss"] is not None:
         lines.append(

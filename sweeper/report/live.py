@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.analysis.wording import duration, rough, significant
-from sweeper.objective import TimeToTarget
+from sweeper.objective import TimeToTarget, final_value
 from sweeper.report.lines import ending, plain
 from sweeper.study import Limits
 from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, Reason, StagePlan
@@ -66,6 +66,7 @@ class _Stage:
     saved_s: float = 0.0
     durations: list[float] = field(default_factory=list)
     top: list[tuple[float, str]] = field(default_factory=list)
+    finals: list[tuple[float, str]] = field(default_factory=list)
     curves: list[list[tuple[int, float, float]]] = field(default_factory=list)
 
 
@@ -206,6 +207,9 @@ class LiveProgress:
                 stage.top.sort()
                 curve = [(e.step, e.clock.train, e.value) for e in facts.curve]
                 stage.curves = [*stage.curves, curve][-CURVES_KEPT:]
+            elif time_to_target is None and (final := final_value(facts)) is not None:
+                stage.finals.append((final, plain(trial.label)))
+                stage.finals.sort()
             elif facts.outcome is Outcome.CENSORED:
                 stage.censored += 1
                 stage.saved_s += self._saved_s(facts)
@@ -269,6 +273,10 @@ class LiveProgress:
         if words and left > 0:
             yield _line(dot.join(words), "")
             left -= 1
+        if left > 1 and stage.finals:
+            yield _line(f"best so far, of {len(stage.finals)}", "bold")
+            for place, (final, label) in enumerate(stage.finals[: min(TOP, left - 1)], start=1):
+                yield _line(f" {place}  {significant(final, 5):>10}  {label}", "")
         if left > 1 and stage.top:
             yield _line(f"fastest so far, of {stage.reached}", "bold")
             for place, (seconds, label) in enumerate(stage.top[: min(TOP, left - 1)], start=1):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeper.analysis.wording import bracket, duration, ratio, significant
+from sweeper.analysis.wording import bracket, duration, metric_ratio, ratio, significant
+from sweeper.report import claims
 from sweeper.report.lines import plain, saved
 from sweeper.space import show_value
 
@@ -46,7 +47,9 @@ def render(document: Document) -> str:
     lines += _questions(document)
     lines += _path(document)
     lines += _ranking(document)
+    lines += _steps(document)
     lines += _confirm(document)
+    lines += _claims(document)
     lines += _design(document)
     lines += _effects(document)
     lines += _racing(document)
@@ -117,10 +120,12 @@ def _winner(document: Document) -> list[str]:
 
 
 def _ranking(document: Document) -> list[str]:
+    final = document["goal"] == "final"
     rows = [
         (
             str(row["place"] or ""),
             safe(row["label"]) + (" (suspect)" if row["suspect"] else ""),
+            *([_optional(row["final"], 5)] if final else []),
             duration(row["time_to_target_s"])
             if row["reached"]
             else f"> {duration(row['censored_at_s'])}",
@@ -131,30 +136,76 @@ def _ranking(document: Document) -> list[str]:
         )
         for row in document["ranking"]
     ]
-    columns = ("place", "configuration", "time to target", "steps", "best", "reached", "ended by")
+    columns = ("place", "configuration", *(["final"] if final else []), "time to target", "steps",
+               "best", "reached", "ended by")  # fmt: skip
     doubts = [
         f"- suspect: {safe(words)}" for row in document["ranking"] for words in row["suspect"]
     ]
     return ["## Ranking", "", *_table(columns, rows), *doubts, ""] if rows else []
 
 
+def _claims(document: Document) -> list[str]:
+    found = document["claims"]
+    if not found:
+        return []
+    rows = [tuple(map(safe, claims.cells(row))) for row in found["rows"]]
+    heading = f"## Claims: {safe(found['title'])}"
+    refuted = [f"- {safe(words)}" for words in claims.refuted(found)]
+    return [heading, "", safe(found["source"]), "", *_table(claims.COLUMNS, rows), *refuted, ""]
+
+
+def _steps(document: Document) -> list[str]:
+    table = document["steps"]
+    if not table:
+        return []
+    names = [f"{safe(arm['label'])} ({arm['role']})" for arm in table["arms"]]
+    rows = [
+        (
+            str(row["step"]),
+            significant(row["values"][0], 5),
+            *(
+                f"{significant(value, 5)} ({change:+.1f} %)"
+                for value, change in zip(row["values"][1:], row["changes"][1:], strict=True)
+            ),
+        )
+        for row in table["rows"]
+    ]
+    levels = [
+        (
+            significant(row["level"], 5),
+            *("never" if s is None else f"{s:.0f}" for s in row["steps"]),
+        )
+        for row in table["levels"]
+    ]
+    return [
+        "## The arms, step by step", "",
+        *_table(("step", *names), rows),
+        f"Steps to each level of {safe(document['metric'])}:", "",
+        *_table(("level", *names), levels),
+    ]  # fmt: skip
+
+
 def _confirm(document: Document) -> list[str]:
     found = document["confirm"]
     if not found:
         return []
+    final = document["goal"] == "final"
+    show = metric_ratio if final else ratio
+    what = str(document["metric"]) if final else "time"
     rows = [
         (
             "baseline" if c["is_baseline"] else safe(c["other_label"]),
-            f"{'≥ ' if c['at_least'] else ''}{ratio(c['time']['ratio'])}",
-            safe(bracket(c["time"]["low"], c["time"]["high"])),
+            f"{'≥ ' if c['at_least'] else ''}{show(c['time']['ratio'])}",
+            safe(bracket(c["time"]["low"], c["time"]["high"], show)),
             str(c["time"]["n"]),
             "decided" if c["decided"] else "not decided",
         )
         for c in found["contrasts"]
         if c["time"]
     ]
-    columns = ("other", "time ratio", "interval", "blocks", "verdict")
-    heading = f"Time over the time of {safe(found['leader_label'])} in the same block."
+    columns = ("other", f"{safe(what)} ratio", "interval", "blocks", "verdict")
+    leader = safe(found["leader_label"])
+    heading = f"{safe(what).capitalize()} over the {safe(what)} of {leader} in the same block."
     return ["## Confirm", "", heading, "", *_table(columns, rows)]
 
 
@@ -259,7 +310,7 @@ def _racing(document: Document) -> list[str]:
         for rule in document["racing"]
     ]
     columns = ("rule", "switch", "train seconds saved, at most", "what it did")
-    return ["## Racing", "", *_table(columns, rows)]
+    return ["## Racing", "", *_table(columns, rows)] if rows else []
 
 
 def _stages(document: Document) -> list[str]:
@@ -290,7 +341,12 @@ def _reproduce(document: Document) -> list[str]:
     hashes = [f"- plan of {s}: `{h}`" for s, h in found["plan_hashes"].items()]
     versions = [f"- {safe(name)} {safe(version)}" for name, version in found["versions"].items()]
     commands = ["```sh", *map(plain, found["commands"]), "```", ""]
-    return ["## How to reproduce", "", *commands, *hashes, f"- seed {found['seed']}", *versions]
+    frozen = [
+        f"- frozen for every trial: {safe(key)} = {safe(show_value(value))}"
+        for key, value in found["frozen"].items()
+    ]
+    seed = f"- seed {found['seed']}"
+    return ["## How to reproduce", "", *commands, *hashes, seed, *frozen, *versions]
 
 
 def _optional(value: float | None, digits: int = 4) -> str:

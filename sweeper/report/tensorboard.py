@@ -5,7 +5,7 @@ It must not know databases: it reads the documents of `export --trials`. The ext
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,13 @@ TIME = "time_to_target_s"
 MISSED = "censored_at_s"
 
 
-def write_runs(documents: Sequence[Mapping[str, Any]], metric: str, folder: Path) -> int:
+More = Callable[[Mapping[str, Any]], Iterable[tuple[str, float, int, float]]]
+"""Further points of an attempt's document: tag, value, step, seconds of training."""
+
+
+def write_runs(
+    documents: Sequence[Mapping[str, Any]], metric: str, folder: Path, more: More | None = None
+) -> int:
     """One run folder per attempt under `folder`, as STAGE/TRIAL(-ATTEMPT); says how many.
 
     Scalars: the metric by step, and by milliseconds of training. A bound is a scalar of its own
@@ -39,13 +45,15 @@ def write_runs(documents: Sequence[Mapping[str, Any]], metric: str, folder: Path
             writer = EventFileWriter(str(place))
         except OSError as error:
             raise EnvironmentUnusable(f"--out {folder}: {error.strerror}; choose another") from None
-        for event in _events(document, metric):
+        for event in _events(document, metric, more(document) if more else ()):
             writer.add_event(event)
         writer.close()
     return len(documents)
 
 
-def _events(document: Mapping[str, Any], metric: str) -> list[Any]:
+def _events(
+    document: Mapping[str, Any], metric: str, more: Iterable[tuple[str, float, int, float]]
+) -> list[Any]:
     from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
     from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415
 
@@ -59,6 +67,7 @@ def _events(document: Mapping[str, Any], metric: str) -> list[Any]:
     points = [(s, step, value) for s, step, _, value in document["curve"] if value is not None]
     found += [scalar(f"{metric}/by_step", value, step, s) for s, step, value in points]
     found += [scalar(f"{metric}/by_train_ms", v, round(1000 * s), s) for s, _, v in points]
+    found += [scalar(tag, value, step, seconds) for tag, value, step, seconds in more]
     for tag in (TIME, MISSED):
         if document[tag] is not None:
             found.append(scalar(tag, document[tag], 0, document["wall_s"]))

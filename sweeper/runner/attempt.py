@@ -162,7 +162,7 @@ class Attempt:
         spec, paths = self.spec, self.paths
         self.spawned_at = time.monotonic()
         self.limits = Limits(spec, self.spawned_at)
-        self.recorder = Recorder(paths.events, spec.metric, self.spawned_at)
+        self.recorder = Recorder(paths.events, spec.metric, self.spawned_at, spec.start_from)
         try:
             if spec.reader == "patterns":
                 self.reader = PatternsReader(spec, paths.stdout, paths.stderr)

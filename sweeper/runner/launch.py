@@ -10,6 +10,7 @@ import io
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -54,7 +55,10 @@ class StartError(Exception):
 
 
 def environment(spec: AttemptSpec, paths: AttemptPaths, token: str) -> dict[str, str]:
-    """The trainer's environment: ours, the protocol's variables, the spec's, and the token."""
+    """The trainer's environment: ours, the protocol's variables, the spec's, and the token.
+
+    On several devices also MASTER_ADDR and MASTER_PORT, where its processes can meet.
+    """
     wanted: dict[str, str | None] = {
         "PYTHONUNBUFFERED": "1",
         "SWEEP_EVENTS": str(paths.raw_events),
@@ -62,9 +66,19 @@ def environment(spec: AttemptSpec, paths: AttemptPaths, token: str) -> dict[str,
         "SWEEP_TARGET": None if spec.target is None else repr(spec.target),
         "SWEEP_MAX_STEPS": str(spec.max_steps),
     }
+    if "," in str(spec.device.get("uuid", "")):  # several processes will have to find one another
+        wanted |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     wanted |= spec.env | {processes.MARKER: token}
     kept = {k: v for k, v in os.environ.items() if k not in wanted}
     return kept | {k: v for k, v in wanted.items() if v is not None}
+
+
+def _free_port() -> int:
+    """A port that nobody listens on now: attempts on other devices of this machine get others."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def start(spec: AttemptSpec, paths: AttemptPaths, token: str) -> Trainer:

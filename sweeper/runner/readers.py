@@ -126,9 +126,12 @@ def _is_plain_step(text: bytes) -> bool:
 class PatternsReader:
     """Events made from regular expressions with named groups, tried on every line of output.
 
-    Known groups: `step`, `tokens`, `loss`, the metric's own name, and for the train clock `train_s`,
-    `train_ms` (cumulative) or `step_ms` (added up). A match with the metric is an evaluation, another
-    match with a step or a loss is a step. Where no pattern has a clock group, events have no clock.
+    Known groups (docs/your-script.md): the metric's own name or `metric`, or `latest` where a progress
+    bar shows the last value again and again; `step`, or `epoch` and `batch` of `of`; `tokens`, `loss`;
+    for the train clock `train_s`, `train_ms` (cumulative) or `step_ms` (added up); `eval_s`, what an
+    evaluation took. A match with the metric is an evaluation, another match with a step or a loss is
+    a step. Where no pattern has a clock group, or a line that should have a cumulative one has none,
+    events have no clock.
 
     Raises:
         PatternError: an expression cannot be compiled.
@@ -142,13 +145,13 @@ class PatternsReader:
                 self._patterns[name] = re.compile(pattern)
             except (re.error, RecursionError, OverflowError) as error:
                 raise PatternError(f"pattern {name!r}: {pattern!r}: {error}") from None
-        groups = {g for p in self._patterns.values() for g in p.groupindex}
-        self._has_clock = bool(groups & {"train_s", "train_ms", "step_ms"})
+        self._groups = {g for p in self._patterns.values() for g in p.groupindex}
         self._tails = {
             path: Tail(path, longest=LONGEST_MATCHED, returns=True) for path in (stdout, stderr)
         }
-        self._seq = self._step = self._tokens = 0
-        self._train_s = 0.0
+        self._seq = self._step = self._tokens = self._most = 0
+        self._train_s = self._eval_s = 0.0
+        self._latest: dict[str, str] = {}
         self._told: set[str] = set()
         self._stopwatch = _Stopwatch()
 
@@ -197,18 +200,18 @@ class PatternsReader:
             self._note(batch, f"pattern {name!r}: {error}")
             return
         before = self._step
-        self._step = _whole(numbers.get("step"), self._step)
+        self._step = self._step_of(numbers)
         self._tokens = _whole(numbers.get("tokens"), self._tokens)
         self._advance(numbers, self._step - before, batch)
         body: dict[str, Any] = {"v": PROTOCOL_VERSION, "seq": self._seq}
-        if self._metric in numbers:
-            body |= {"event": "evaluated", "metrics": {self._metric: numbers[self._metric]}}
-        elif "step" in numbers or "loss" in numbers:
+        value = self._measured(name, groups, numbers)
+        if value is not None:
+            body |= {"event": "evaluated", "metrics": {self._metric: value}}
+        elif numbers.keys() & {"step", "batch", "loss"}:
             body |= {"event": "step"}
         else:
             return
-        if "loss" in numbers:
-            body["loss"] = numbers["loss"]
+        body |= {key: numbers[key] for key in ("loss", "eval_s") if key in numbers}
         self._seq += 1
         batch.events.append(
             Event(
@@ -216,16 +219,52 @@ class PatternsReader:
                 seq=body["seq"],
                 step=self._step,
                 tokens=self._tokens,
-                clock=Phases(train=self._train_s) if self._has_clock else None,
+                clock=self._clock(groups),
                 body=body,
             )
         )
+
+    def _measured(
+        self, name: str, groups: Mapping[str, str | None], numbers: Mapping[str, float]
+    ) -> float | None:
+        """The metric's value in a match; None also where it is only shown once more."""
+        for group in (self._metric, "metric"):
+            if group in numbers:
+                return numbers[group]
+        shown = groups.get("latest")
+        if shown is None or shown == self._latest.get(name):
+            return None
+        self._latest[name] = shown
+        return numbers["latest"]
+
+    def _step_of(self, numbers: Mapping[str, float]) -> int:
+        """Steps done by a match's word; a bar with a smaller total than another's is not training's."""
+        most = _whole(numbers.get("of"), 0)
+        if "batch" in numbers:
+            epoch = _whole(numbers.get("epoch"), 0)
+            if epoch and not most:  # nobody knows how many were before
+                return self._step
+            return _whole(epoch * most + numbers["batch"], self._step)
+        if most < self._most and "of" in numbers:
+            return self._step
+        self._most = max(self._most, most)
+        return _whole(numbers.get("step"), self._step)
+
+    def _clock(self, groups: Mapping[str, str | None]) -> Phases | None:
+        cumulative = {"train_s", "train_ms"} & groups.keys()
+        missing = cumulative and all(groups[name] is None for name in cumulative)
+        if missing or not self._groups & {"train_s", "train_ms", "step_ms"}:
+            return None
+        return Phases(train=self._train_s, eval=self._eval_s)
 
     def _advance(self, numbers: Mapping[str, float], steps: int, batch: Batch) -> None:
         """Move the train clock by what a match says of it; a time that is no time is passed by."""
         train_s = numbers.get("train_s", numbers.get("train_ms", math.nan) / 1e3)
         if math.isfinite(train_s):
             self._train_s = max(self._train_s, train_s)
+        eval_s = numbers.get("eval_s", math.nan)
+        if math.isfinite(eval_s) and eval_s >= 0:
+            self._eval_s += eval_s
         step_s = numbers.get("step_ms", math.nan) / 1e3
         if math.isfinite(step_s) and step_s >= 0:
             self._train_s += step_s

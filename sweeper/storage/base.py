@@ -23,7 +23,7 @@ from sweeper.trial import (
 )
 
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
-STAGES: Final[tuple[StageName, ...]] = ("stage1", "stage2", "confirm")
+STAGES: Final[tuple[StageName, ...]] = ("prepare", "stage1", "stage2", "confirm", "extend")
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Store(Protocol):
         ...
 
     def stages(self, study: str, *, trials: bool = True) -> Sequence[StageRecord]:
-        """All stages of a study in the order stage1, stage2, confirm.
+        """All stages of a study in the order of STAGES.
 
         Without `trials` their plans have none: `counts` says how many there are.
         """

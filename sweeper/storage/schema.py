@@ -42,7 +42,7 @@ from sqlalchemy import (
 )
 
 SCHEMA: Final = "sweep_facts"
-VERSIONS: Final = ("0001",)
+VERSIONS: Final = ("0001", "0002")
 """Every schema version, oldest first; the last is what this program reads and writes."""
 
 PHASES: Final = ("startup", "data", "compile", "train", "eval", "checkpoint", "idle")
@@ -111,7 +111,7 @@ stages = Table(
     _now(),
     Column("closed_at", DateTime(timezone=True)),
     UniqueConstraint("study_key", "stage"),
-    CheckConstraint("stage IN ('stage1', 'stage2', 'confirm')", name="stage"),
+    CheckConstraint("stage IN ('prepare', 'stage1', 'stage2', 'confirm', 'extend')", name="stage"),
 )
 
 trials = Table(

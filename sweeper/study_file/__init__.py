@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import Field
 
 from sweeper.configuration import get_key
+from sweeper.pattern_sets import SETS
+from sweeper.pattern_sets import patterns as pattern_set
 from sweeper.space import Value
 from sweeper.study import (
     Checkpoints,
@@ -23,11 +25,13 @@ from sweeper.study import (
     Notify,
     Objective,
     OnOom,
+    Phase,
     Question,
     Racing,
     Resources,
     Stage1,
     Stage2,
+    Start,
     Study,
     Tie,
     TrainerCommand,
@@ -35,7 +39,7 @@ from sweeper.study import (
 )
 from sweeper.study_file.checks import problems
 from sweeper.study_file.parameters import read_space
-from sweeper.study_file.source import Problem, Source, show
+from sweeper.study_file.source import Problem, Source, nearest, show
 
 __all__ = ["load"]
 
@@ -67,6 +71,8 @@ class _Document(Frozen):
     on_oom: OnOom | None = None
     checkpoints: Checkpoints = Checkpoints()
     notify: Notify | None = None
+    phase: Mapping[str, Phase] = {}
+    start: Mapping[str, Start] = {}
 
 
 def load(path: Path, *, scale: str | None = None) -> Study:
@@ -80,7 +86,7 @@ def load(path: Path, *, scale: str | None = None) -> Study:
     """
     file = path / "study.toml" if path.is_dir() else path
     source = Source.read(file, scale)
-    document = source.fill(_Document, dict(source.document), ())
+    document = _with_set(source, source.fill(_Document, dict(source.document), ()))
     if problem := next(_not_yet(document), None):
         raise source.error(problem)
     base = _read_base(source, document.trainer.config)
@@ -114,6 +120,9 @@ def load(path: Path, *, scale: str | None = None) -> Study:
         validity=document.validity,
         on_oom=document.on_oom,
         checkpoints=document.checkpoints,
+        notify=document.notify,
+        phases=document.phase,
+        starts=document.start,
         base=base,
     )
     if problem := next(problems(study), None):
@@ -121,11 +130,36 @@ def load(path: Path, *, scale: str | None = None) -> Study:
     return study
 
 
+def _with_set(source: Source, document: _Document) -> _Document:
+    """The patterns of the set that `[trainer.patterns] set` names, the file's own over them.
+
+    A pattern of the file replaces the set's of its name; an empty one takes it away.
+    """
+    own = dict(document.trainer.patterns)
+    name = own.pop("set", None)
+    if name is None:
+        return document
+    if name not in SETS:
+        raise source.error(
+            Problem(
+                ("trainer", "patterns", "set"),
+                f"no such set: {show(name)}{nearest(name.lower(), SETS)}; known: {', '.join(SETS)}. "
+                "A regular expression goes under a name of its own, such as evaluated",
+            )
+        )
+    ready = pattern_set(name, document.objective.metric)
+    merged = {key: pattern for key, pattern in {**ready, **own}.items() if pattern}
+    trainer = document.trainer.model_copy(update={"patterns": merged})
+    return document.model_copy(update={"trainer": trainer})
+
+
 def _not_yet(document: _Document) -> Iterator[Problem]:
     """Settings of the contract that this version cannot act on: refused, never ignored."""
-    absent = "this version of sweep cannot do this yet; remove it"
-    if document.objective.goal == "final":
-        yield Problem(("objective", "goal"), f'got "final": {absent}, or use "time_to_target"')
+    if document.objective.goal == "final" and document.objective.stretch:
+        yield Problem(
+            ("objective", "stretch"),
+            'goal = "final" runs every trial to its end, so no target is stretched; remove it',
+        )
     if document.stage2.extra and document.stage2.strategy != "fraction":
         yield Problem(
             ("stage2", "extra"),

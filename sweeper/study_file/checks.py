@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from sweeper.configuration import PLACES, get_key, places
-from sweeper.space import NUMERIC, Integer, Parameter, Space, Value
-from sweeper.study import Group, Study, Tie
+from sweeper.configuration import PLACES, get_key, leaves, places
+from sweeper.space import NUMERIC, Categorical, Integer, Parameter, Space, Value
+from sweeper.study import START_FROM, Group, Study, Tie
 from sweeper.study_file.lines import Path as KeyPath
 from sweeper.study_file.source import Problem, nearest, show
 
 _GROUP_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?<![0-9])")
-_PATTERN_GROUPS = ("step", "tokens", "loss", "train_s", "train_ms", "step_ms")
+_METRIC_GROUPS = ("metric", "latest")
+_PATTERN_GROUPS = (
+    *_METRIC_GROUPS,
+    *("step", "epoch", "batch", "of", "tokens", "loss", "train_s", "train_ms", "step_ms", "eval_s"),
+)
 
 
 def problems(study: Study) -> Iterator[Problem]:
@@ -26,6 +29,7 @@ def problems(study: Study) -> Iterator[Problem]:
     yield from _patterns(study)
     yield from _base_keys(study)
     yield from _frozen(study)
+    yield from _starts(study)
     yield from _ties(study)
     yield from _on_oom(study)
     for place, partial in enumerate(study.forbid):
@@ -34,7 +38,7 @@ def problems(study: Study) -> Iterator[Problem]:
             yield Problem(
                 at, "an empty table would forbid everything; name a parameter, or remove it"
             )
-        yield from _values(study.space, partial, at)
+        yield from _values(study, partial, at)
     yield from _questions(study)
     yield from _group_names(study)
     for place, group in enumerate(study.stage1.group):
@@ -43,7 +47,7 @@ def problems(study: Study) -> Iterator[Problem]:
     for place, pair in enumerate(study.stage2.interactions):
         at = ("stage2", "interactions", place)
         for side, name in enumerate(pair):
-            yield from _known(study.space, name, (*at, side))
+            yield from _known(study, name, (*at, side))
         if pair[0] == pair[1]:
             yield Problem(at, f"{show(pair[0])} twice; expected two different parameters")
 
@@ -117,7 +121,7 @@ def _command(study: Study) -> Iterator[Problem]:
         )
     if trainer.config is None:
         for name in study.space.parameters:
-            if name not in used:
+            if name not in used and name != START_FROM:
                 yield Problem(
                     ("space", name),
                     f"nothing carries this parameter to the trainer; put {{{name}}} into "
@@ -132,7 +136,7 @@ def _conditional_gap(space: Space, name: str) -> bool:
 
 def _patterns(study: Study) -> Iterator[Problem]:
     metric = study.objective.metric
-    known = [*_PATTERN_GROUPS, metric]
+    known = [metric, *_PATTERN_GROUPS] if metric.isidentifier() else list(_PATTERN_GROUPS)
     found: set[str] = set()
     for name, pattern in study.trainer.patterns.items():
         at: KeyPath = ("trainer", "patterns", name)
@@ -149,10 +153,11 @@ def _patterns(study: Study) -> Iterator[Problem]:
                     f"known: {', '.join(known)}",
                 )
         found.update(groups)
-    if study.trainer.patterns and metric not in found:
+    if study.trainer.patterns and not found & {metric, *_METRIC_GROUPS}:
+        group = metric if metric.isidentifier() else "metric"
         yield Problem(
             ("trainer", "patterns"),
-            f"no pattern has a group (?P<{metric}>...), so the metric would never be read; "
+            f"no pattern has a group (?P<{group}>...), so the metric would never be read; "
             "add one, or change objective.metric",
         )
 
@@ -162,7 +167,7 @@ def _base_keys(study: Study) -> Iterator[Problem]:
         return
     known = list(leaves(study.base))
     for name in study.space.parameters:
-        if name not in known:
+        if name not in known and name != START_FROM:
             yield Problem(
                 ("space", name),
                 f"{show(name)} is not a key of {study.trainer.config}{nearest(name, known)}; "
@@ -170,21 +175,15 @@ def _base_keys(study: Study) -> Iterator[Problem]:
             )
 
 
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of every value that is not itself a table."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
 def _frozen(study: Study) -> Iterator[Problem]:
+    """A frozen key, or a frozen table with all its keys, is the base's for every trial."""
     for place, key in enumerate(study.frozen):
-        if key in study.space.parameters:
+        varied = [n for n in study.space.parameters if n == key or n.startswith(f"{key}.")]
+        if varied:
+            what = show(key) if varied == [key] else f"{show(key)} and so {show(varied[0])}"
             yield Problem(
                 ("frozen", place),
-                f"{show(key)} is frozen, and [space] varies it; remove it from one of the two",
+                f"{what} is frozen, and [space] varies it; remove it from one of the two",
             )
         elif study.base:
             try:
@@ -195,6 +194,91 @@ def _frozen(study: Study) -> Iterator[Problem]:
                     f"{show(key)} is not a key of {study.trainer.config}"
                     f"{nearest(key, leaves(study.base))}",
                 )
+    yield from _frozen_run(study)
+
+
+def _frozen_run(study: Study) -> Iterator[Problem]:
+    """Keys that the sweep itself sets for each trial: frozen, they would silently stay the base's."""
+    base = study.base.get("run", {})
+    limit = study.limits.steps
+    if study.is_frozen("run.max_steps") and base.get("max_steps", limit) != limit:
+        yield Problem(
+            ("limits", "steps"),
+            f"got {limit}, and the frozen run.max_steps is {show(base['max_steps'])} in "
+            f"{study.trainer.config}; make them equal",
+        )
+    repeats = {
+        ("confirm", "repeats"): study.confirm.repeats > 1,
+        ("stage2", "replicates"): study.stage2.replicates > 0,
+        ("stage1", "duplicates"): study.stage1.duplicates == "replicate",
+    }
+    for at, repeated in repeats.items():
+        if study.is_frozen("run.seed") and repeated:
+            yield Problem(
+                at,
+                "run.seed is frozen, so that repeats would all be one and the same run and tell "
+                "nothing about noise; thaw run.seed, or ask for no repeats",
+            )
+            return
+
+
+def _starts(study: Study) -> Iterator[Problem]:
+    """`[start]` and `[phase]` tables, and the parameter that chooses among them."""
+    chosen = study.space.parameters.get(START_FROM)
+    at: KeyPath = ("space", START_FROM)
+    if chosen is None and study.starts:
+        yield Problem(
+            ("start",),
+            f"nothing chooses among {', '.join(study.starts)}; add [space.{START_FROM}] with type = "
+            '"categorical", these choices and a baseline',
+        )
+    elif chosen is not None and not study.starts:
+        yield Problem(at, "chooses how trials start, and there is no [start.NAME] to choose")
+    elif chosen is not None and not isinstance(chosen, Categorical):
+        yield Problem((*at, "type"), 'expected "categorical", with names of [start] tables')
+    elif isinstance(chosen, Categorical):
+        for place, name in enumerate(chosen.choices):
+            if name not in study.starts:
+                yield Problem(
+                    (*at, "choices", place),
+                    f"there is no [start.{name}]{nearest(str(name), study.starts)}",
+                )
+        if chosen.when or chosen.baseline is None:
+            yield Problem(at, "expected a baseline and no `when`: every trial starts somehow")
+    for name in study.starts:
+        yield from _start(study, name)
+    known = list(leaves(study.base))
+    for name, phase in study.phases.items():
+        for key, value in phase.set.items():
+            here: KeyPath = ("phase", name, "set", key)
+            if study.is_frozen(key):
+                yield Problem(here, f"{show(key)} is frozen; remove it from one of the two")
+            elif key in study.space.parameters:
+                yield from _value(study, key, value, here)
+            elif key not in known and not study.trainer.new_keys:
+                yield Problem(
+                    here, f"{show(key)} is not a key of {study.trainer.config}{nearest(key, known)}"
+                )
+
+
+def _start(study: Study, name: str) -> Iterator[Problem]:
+    start, at = study.starts[name], ("start", name)
+    named = [key for key in ("phase", "checkpoint") if getattr(start, key) is not None]
+    if len(named) == 2:
+        yield Problem(at, "got phase and checkpoint, expected at most one of both")
+    elif start.phase is not None and start.phase not in study.phases:
+        yield Problem(
+            (*at, "phase"), f"there is no [phase.{start.phase}]{nearest(start.phase, study.phases)}"
+        )
+    elif bool(named) != any("{checkpoint}" in word for word in start.arguments):
+        expected = (
+            'arguments with {checkpoint} in one of them, such as ["--resume", "{checkpoint}"]'
+            if named
+            else "a phase or a checkpoint, for {checkpoint} to stand for"
+        )
+        yield Problem((*at, "arguments"), f"got {show(start.arguments)}, expected {expected}")
+    if start.preview and start.phase is None:
+        yield Problem((*at, "preview"), "stands in for a phase's checkpoint, and there is no phase")
 
 
 def _on_oom(study: Study) -> Iterator[Problem]:
@@ -213,7 +297,7 @@ def _on_oom(study: Study) -> Iterator[Problem]:
                 f"{show(key)} is no key of the trainer's configuration and no parameter of [space]"
                 f"{nearest(key, known)}; name what holds the {name.replace('_', '-')}",
             )
-        elif key in study.frozen:
+        elif study.is_frozen(key):
             yield Problem(at, f"{show(key)} is frozen; remove it from one of the two")
         elif key in study.space.parameters:
             if not isinstance(parameter := study.space.parameters[key], Integer):
@@ -229,8 +313,14 @@ def _on_oom(study: Study) -> Iterator[Problem]:
         yield Problem(("on_oom",), f"{show(keys['micro_batch'])} twice; name two different keys")
 
 
-def _known(space: Space, name: str, at: KeyPath) -> Iterator[Problem]:
-    if name not in space.parameters:
+def _known(study: Study, name: str, at: KeyPath) -> Iterator[Problem]:
+    space = study.space
+    if name not in space.parameters and study.is_frozen(name):
+        yield Problem(
+            at,
+            f"{show(name)} is frozen: every trial has the base's value; remove it here, or thaw it",
+        )
+    elif name not in space.parameters:
         yield Problem(
             at,
             f"{show(name)} is no parameter of [space]{nearest(name, space.parameters)}; "
@@ -238,17 +328,17 @@ def _known(space: Space, name: str, at: KeyPath) -> Iterator[Problem]:
         )
 
 
-def _values(space: Space, values: Mapping[str, Value], at: KeyPath) -> Iterator[Problem]:
+def _values(study: Study, values: Mapping[str, Value], at: KeyPath) -> Iterator[Problem]:
     for name, value in values.items():
-        yield from _value(space, name, value, (*at, name))
+        yield from _value(study, name, value, (*at, name))
 
 
-def _value(space: Space, name: str, value: Value, at: KeyPath) -> Iterator[Problem]:
-    if name not in space.parameters:
-        yield from _known(space, name, at)
+def _value(study: Study, name: str, value: Value, at: KeyPath) -> Iterator[Problem]:
+    if name not in study.space.parameters:
+        yield from _known(study, name, at)
         return
     try:
-        space.parameters[name].coerce(value)
+        study.space.parameters[name].coerce(value)
     except ValueError as error:
         yield Problem(at, f"{error}; change the value, or widen [space.{show(name)}]")
 
@@ -259,7 +349,7 @@ def _ties(study: Study) -> Iterator[Problem]:
     for place, tie in enumerate(study.ties):
         at: KeyPath = ("tie", place)
         for key, name in (("parameter", tie.parameter), ("follows", tie.follows)):
-            yield from _known(study.space, name, (*at, key))
+            yield from _known(study, name, (*at, key))
             if name in parameters and (why := _untieable(parameters[name])):
                 yield Problem((*at, key), f"{show(name)} {why}")
         if tie.parameter in by_name:
@@ -283,15 +373,15 @@ def _untieable(parameter: Parameter) -> str | None:
 def _questions(study: Study) -> Iterator[Problem]:
     for place, question in enumerate(study.questions):
         at: KeyPath = ("question", place)
-        yield from _known(study.space, question.parameter, (*at, "parameter"))
+        yield from _known(study, question.parameter, (*at, "parameter"))
         if len(question.levels) == 1:
             yield Problem(
                 (*at, "levels"), "got one level, expected two or more to compare, or none"
             )
         if question.parameter in study.space.parameters:
             for index, value in enumerate(question.levels):
-                yield from _value(study.space, question.parameter, value, (*at, "levels", index))
-        yield from _values(study.space, question.at, (*at, "at"))
+                yield from _value(study, question.parameter, value, (*at, "levels", index))
+        yield from _values(study, question.at, (*at, "at"))
         if question.parameter in question.at:
             yield Problem(
                 (*at, "at", question.parameter),
@@ -389,9 +479,9 @@ def _group(study: Study, group: Group, at: KeyPath) -> Iterator[Problem]:
     for name, values in {**group.grid, **group.vary}.items():
         yield from _level_list(study, name, values, (*at, kind, name))
     for index, config in enumerate(group.configs):
-        yield from _values(study.space, config, (*at, "configs", index))
+        yield from _values(study, config, (*at, "configs", index))
     for index, base in enumerate(group.bases):
-        yield from _values(study.space, base, (*at, "bases", index))
+        yield from _values(study, base, (*at, "bases", index))
         for name in group.grid.keys() & base.keys():
             yield Problem(
                 (*at, "bases", index, name), f"grid sets {show(name)} already; remove it here"
@@ -407,7 +497,7 @@ def _level_list(
     for index, value in enumerate(values):
         if any(type(value) is type(other) and value == other for other in values[:index]):
             yield Problem((*at, index), f"{show(value)} is there twice; remove one of them")
-        yield from _value(study.space, name, value, (*at, index))
+        yield from _value(study, name, value, (*at, index))
 
 
 def _gaps(study: Study, group: Group, at: KeyPath) -> Iterator[Problem]:

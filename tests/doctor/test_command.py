@@ -75,6 +75,18 @@ def test_a_study_a_trial_and_its_last_attempt(tmp_path, capsys):
     assert [rules_in(run) for run in document["runs"]] == [["lr_zero"]]
 
 
+def test_a_study_at_another_scale(tmp_path, capsys, monkeypatch):
+    """The word names the study, not a trial of the default one, which has no such scale."""
+    monkeypatch.setenv("SWEEP_STUDY", "quickstart")
+    attempt(tmp_path, "s1-A1", events(), study="babylm-small")
+    words = ("--scale", "small", "--home", tmp_path)
+    code, document = asked(capsys, "babylm", *words)
+    assert (code, document["about"]) == (0, "babylm-small")
+    assert [rules_in(run) for run in document["runs"]] == [["lr_zero"]]
+    code, document = asked(capsys, "s1-A1", "--study", "babylm", *words)
+    assert (code, [run["run"] for run in document["runs"]]) == (0, ["s1-A1"])
+
+
 def test_what_is_not_there_is_named(tmp_path, capsys):
     home = ("--home", tmp_path)
     code, document = asked(capsys, "s1-A9", "--study", "quickstart", *home)

@@ -9,6 +9,7 @@ import pytest
 
 from sweeper.doctor.rules import FILE, built_in, diagnose, diagnose_study, facts, joined, load
 from sweeper.doctor.run_log import from_lines
+from sweeper.doctor.signals import epochs, fall_per_epoch, progress, value_at
 from sweeper.errors import StudyError
 
 RULES = {rule.name: rule for rule in built_in()}
@@ -32,6 +33,7 @@ def a_run(name="s1-A1", *, steps=2000, every=20, loss=falling, lr=lambda step: 1
         "config": {**config, **other.get("config", {})},
         "data_audit": {**audit, **other.get("audit", {})},
         "schedule": {**schedule, **other.get("schedule", {})},
+        **other.get("started", {}),
     }
     speed = other.get("speed", lambda step: 30_000.0)
     norm = other.get("norm", lambda step: 1.2)
@@ -216,6 +218,20 @@ def test_a_foreign_run_is_judged_by_what_it_tells():
         found.not_judged
     )
     assert facts(from_lines(lines, "foreign")) == {"step": 980}
+
+
+def test_a_run_from_a_checkpoint_is_judged_by_all_its_steps():
+    """Its steps count from the checkpoint, its plan and its data from the very beginning."""
+    before = {"step": 2000, "tokens": 2000 * 1536, "clock": {}}
+    plan = {"run": {"max_steps": 4000}, "corpus": 1_536_000}
+    on = a_run(steps=1000, started={"counts_from": before}, **plan)
+    alone = a_run(steps=1000, **plan)
+    assert (progress(on), progress(alone)) == (0.75, 0.25)
+    assert (epochs(on), epochs(alone)) == pytest.approx((3.0, 1.0))
+    assert value_at(on, epoch=2.5) == pytest.approx(falling(600) + 0.02)  # probes: every 200 steps
+    assert value_at(on, share=0.6) == pytest.approx(falling(400) + 0.02)
+    assert value_at(on, epoch=1.0) is None  # before the checkpoint: its first probe is another's
+    assert fall_per_epoch(on) == pytest.approx(fall_per_epoch(alone))
 
 
 def test_a_torn_last_line_of_a_running_trial_is_no_trouble():

@@ -48,6 +48,8 @@ def test_several_gpus_a_slot():
     slots, _ = gpu_slots(GPUS, 2, tuple(range(8)))
     assert [s.name for s in slots] == ["gpu0+1", "gpu2+3"]
     assert slots[1].env["CUDA_VISIBLE_DEVICES"] == f"{GPUS[2].uuid},{GPUS[3].uuid}"
+    assert [len(s.device["cores"]) for s in slots] == [3, 3]
+    assert gpu_slots(GPUS, 2, tuple(range(17)))[0][0].env["OMP_NUM_THREADS"] == "4"
     with pytest.raises(DeviceUnusable, match=r"\[resources\] gpus = 5"):
         gpu_slots(GPUS, 5, (0,))
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from sweeper.pattern_sets import SETS
+
 # Like nanoGPT's train.py: flags, its own loop, lines for people; it has never heard of sweep.
 SCRIPT = """\
 import argparse
@@ -132,3 +134,64 @@ def test_a_pattern_that_is_none(sweep_without_database):
     done = sweep("stage1", str(study), exit=2)
     assert "val_los" in done.err
     assert "trainer.patterns.evaluated" in done.err
+
+
+# The same training in the manner of two libraries: it only prints otherwise.
+PRINTS = {
+    "huggingface": """
+        logs = {"eval_loss": round(loss, 4), "eval_runtime": 0.001, "epoch": it / 60}
+        bar = f"{it * 100 // 120:3d}%|##        | {it}/120 [00:01<00:01, 90.00it/s]"
+        print("\\r" + bar, end="", file=sys.stderr, flush=True)
+        print(logs, flush=True)
+""",
+    "lightning": """
+        bar = f"{it % 60 * 100 // 60:3d}%|##        | {it % 60}/60 [00:01<00:01, 90.00it/s, v_num=0, "
+        print(f"\\rEpoch {it // 60}: {bar}train_loss=2.000, val_loss={loss:.4f}]", end="", flush=True)
+""",
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", list(PRINTS))
+def test_the_same_script_in_the_manner_of_a_library(sweep, untouched, name):
+    lines = SCRIPT.splitlines(keepends=True)
+    start = next(i for i, line in enumerate(lines) if 'print(f"step {it}' in line)
+    text = "".join(["import sys\n", *lines[:start], PRINTS[name], lines[start + 1]])
+    untouched.with_name("train.py").write_text(text, encoding="utf-8")
+    own = STUDY[STUDY.index("evaluated = ") : STUDY.index("[limits]")]
+    sweep.edit(untouched, own, f'set = "{name}"\n\n')
+    sweep.edit(untouched, "target = 2.0", f'target = 2.0\nmetric = "{name_of(name)}"')
+    done = sweep("stage1", str(untouched), "--json").json()
+    assert (done["distinct"], done["failed"]) == (5, 0)
+    # As above: 12 x 1.25 x ln 3 steps at batch 16 and a rate of 0.01, 12 x ln 3 of them at 32. A bar on
+    # stderr is read beside the lines on stdout: a look or two later, of 50 ms each.
+    steps = {
+        (fact["point"]["lr"], fact["point"]["batch"]): next(
+            step for _, step, _, value in fact["curve"] if value <= 2.0
+        )
+        for fact in sweep.facts(untouched)
+        if fact["outcome"] == "reached"
+    }
+    late = 12 if name == "huggingface" else 0
+    assert 14 - late <= steps[0.01, 32] <= 14 + late
+    assert {fact["clock_source"] for fact in sweep.facts(untouched)} == {"runner"}
+
+
+def name_of(name):
+    return SETS[name].metric
+
+
+@pytest.mark.long
+def test_from_a_bare_script_to_its_best_settings(sweep):
+    """`sweep init`, then two stages and the report, on a script that has never heard of sweep."""
+    (sweep.folder / "train.py").write_text(SCRIPT, encoding="utf-8")
+    words = ["--param", "learning_rate=1e-3..1e-1:log@3e-3", "--param", "batch_size=8..128:log@32"]
+    made = sweep("init", "train.py", *words, "--target", "2.0", "--gpus", "0", "--json").json()
+    assert (made["reader"], made["entries"]) == ("nanogpt", 7)
+    first = sweep("stage1", "--json").json()
+    assert (first["reached"] + first["censored"], first["failed"]) == (first["distinct"], 0)
+    assert first["best"]["point"]["learning_rate"] == 0.01
+    second = sweep("stage2", "--json").json()
+    assert second["failed"] == 0
+    assert second["best"]["steps_to_target"] < 25
+    assert "learning_rate" in sweep("report").text

@@ -18,7 +18,7 @@ MISTAKES = {
         "[objective]", "[objectiv]", "[objectiv]",
         ('objectiv: unknown key; the nearest known is "objective"; known here: study, objective, '
         "trainer, limits, resources, space, tie, forbid, frozen, question, stage1, stage2, confirm, "
-        "racing, validity, on_oom, checkpoints, notify"),
+        "racing, validity, on_oom, checkpoints, notify, phase, start"),
     ),
     "unknown key": (
         "target = 5.0", "target = 5.0\ntraget = 4", "traget",
@@ -326,7 +326,14 @@ MISTAKES = {
     "pattern with an unknown group": (
         "[limits]", "[trainer.patterns]\nx = '(?P<val_loss>.) (?P<token>.)'\n[limits]", "x = ",
         ('trainer.patterns.x: unknown group (?P<token>...); the nearest known is "tokens"; known: '
-        "step, tokens, loss, train_s, train_ms, step_ms, val_loss"),
+        "val_loss, metric, latest, step, epoch, batch, of, tokens, loss, train_s, train_ms, step_ms, "
+        "eval_s"),
+    ),
+    "no such set of patterns": (
+        "[limits]", '[trainer.patterns]\nset = "nanoGPT"\n[limits]', "set = ",
+        ('trainer.patterns.set: no such set: "nanoGPT"; the nearest known is "nanogpt"; known: '
+        "modded-nanogpt, nanogpt, huggingface, lightning, plain. A regular expression goes under a "
+        "name of its own, such as evaluated"),
     ),
     "no value and no baseline": (
         'config = "base.toml"', 'config = "base.toml"\nnew_keys = true', None, None,
@@ -360,10 +367,25 @@ MISTAKES = {
         ('on_oom.micro_bach: unknown key; the nearest known is "micro_batch"; known here: '
         "micro_batch, accumulation"),
     ),
-    "not implemented: final": (
-        "target = 5.0", 'target = 5.0\ngoal = "final"', "goal",
-        ('objective.goal: got "final": this version of sweep cannot do this yet; remove it, or use '
-        '"time_to_target"'),
+    "final with a stretch target": (
+        "target = 5.0", 'target = 5.0\ngoal = "final"\nstretch = [4.0]', "stretch",
+        ('objective.stretch: goal = "final" runs every trial to its end, so no target is stretched; '
+        "remove it"),
+    ),
+    "a frozen table with a key in the space": (
+        'frozen = ["run.epochs"]', 'frozen = ["optim"]', "frozen",
+        ('frozen[1]: "optim" and so "optim.lr" is frozen, and [space] varies it; remove it from one '
+        "of the two"),
+    ),
+    "a group changes a frozen key": (
+        '{ "optim.lr" = 0.02, "optim.restart" = true }', '{ "run.epochs" = 8 }', "run.epochs",
+        ('stage1.group[3].configs[1]."run.epochs": "run.epochs" is frozen: every trial has the base\'s '
+        "value; remove it here, or thaw it"),
+    ),
+    "a base of a group changes a frozen key": (
+        'bases = [{}, { "data.batch" = 64 }]', 'bases = [{ "run.epochs" = 8 }]', "run.epochs",
+        ('stage1.group[1].bases[1]."run.epochs": "run.epochs" is frozen: every trial has the base\'s '
+        "value; remove it here, or thaw it"),
     ),
 }  # fmt: skip
 SPECIAL = {

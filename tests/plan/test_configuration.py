@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from sweeper import pattern_sets
 from sweeper.configuration import fill_command, places, resolve_config
 from sweeper.design.groups import complete
 from sweeper.study_file import load
 
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
 HERE = {"config": Path("c d.toml"), "events": Path("e"), "run_dir": Path("r"), "seed": 7}
 
 
@@ -36,8 +39,17 @@ def test_fallback_targets_only_where_the_base_has_them(quickstart):
     assert config["run"]["fallback_targets"] == [3.0]
 
 
+def test_a_point_may_have_fewer_steps_than_the_limit_never_more():
+    micro = load(STUDIES / "microgpt")
+    for own, limit, wanted in ((500, 1000, 500), (1000, 300, 300)):
+        point = complete(micro, {"run.max_steps": own})
+        config = resolve_config(micro, point, seed=1, target=None, fallback=(), max_steps=limit)
+        assert config["run"]["max_steps"] == wanted
+
+
 def test_frozen_keys_stay(study_text, write_study):
     text = study_text.replace('["run.epochs"]', '["run.epochs", "run.seed"]')
+    text = text.replace("replicates = 2", "replicates = 0") + "\n[confirm]\nrepeats = 1\n"
     base = "[optim]\nlr=0.01\nmomentum=0.9\nmethod='slow'\nrestart=false\n[data]\nbatch=32\n"
     study = load(write_study(text, base + "[run]\nepochs = 7\nseed = 1337\n"))
     config = resolve_config(
@@ -114,3 +126,36 @@ def test_a_value_stays_in_its_argument(study):
 def test_lonely_braces(wrong):
     with pytest.raises(ValueError, match="brace"):
         places(wrong)
+
+
+def test_a_set_of_patterns_is_extended_and_overridden(study_text, write_study):
+    def patterns(table):
+        return load(
+            write_study(study_text.replace("[limits]", f"{table}\n[limits]"))
+        ).trainer.patterns
+
+    ready = patterns('[trainer.patterns]\nset = "nanogpt"')
+    assert ready == pattern_sets.patterns("nanogpt", "val_loss")
+    own = patterns(
+        "[trainer.patterns]\nset = 'nanogpt'\nstep = ''\ntokens = 'tokens (?P<tokens>.+)'"
+    )
+    assert own == {"evaluated": ready["evaluated"], "tokens": "tokens (?P<tokens>.+)"}
+    assert "set" not in patterns("[trainer.patterns]\ne = '(?P<metric>.+)'")
+
+
+def test_the_patterns_of_the_documentation(study_text, write_study):
+    text = (Path(__file__).resolve().parents[2] / "docs" / "your-script.md").read_text(
+        encoding="utf-8"
+    )
+    tables = [block.partition("```")[0] for block in text.split("```toml\n")[1:]]
+    shown = [t[t.index("[trainer.patterns]") :] for t in tables if "[trainer.patterns]" in t]
+    assert len(shown) == 2
+    found = [
+        load(write_study(study_text.replace("[limits]", f"{table}\n[limits]"))).trainer.patterns
+        for table in shown
+    ]
+    assert list(found[1]) == ["line", "checkpoint"]
+    printed = (
+        "Epoch 1, global step 40: 'val_loss' reached 0.58829 (best 0.58829), saving model to 'x'"
+    )
+    assert re.search(found[1]["checkpoint"], printed)["metric"] == "0.58829"

@@ -135,9 +135,58 @@ def test_ngpt_second_stage(ngpt, make):
     assert plan.design["kind"] == "d-optimal fraction"
 
 
-@pytest.mark.parametrize("scale", [None, "small", "random"])
-def test_trainer_accepts_every_point_of_quickstart(scale):
-    study = load(ROOT / "studies" / "quickstart", scale=scale)
+def test_small_ngpt_keeps_groups_parameters_and_questions(ngpt):
+    small = load(ROOT / "studies" / "ngpt", scale="small")
+    plan = plan_stage1(small, WINNERS[PE])
+    assert (plan.entries, plan.distinct, len(plan.trials)) == (28, 22, 28)
+    assert plan_stage1(small, WINNERS[NS]).distinct == 22
+    assert [g.name for g in small.stage1.group] == [g.name for g in ngpt.stage1.group]
+    assert [g.best_of for g in small.stage1.group] == [g.best_of for g in ngpt.stage1.group]
+    assert small.space.parameters.keys() == ngpt.space.parameters.keys()
+    varied = {name: {t.point[name] for t in plan.trials} for name in small.space.parameters}
+    assert all(len(values) > 1 for values in varied.values())
+    assert [q.text for q in small.questions] == [q.text for q in ngpt.questions]
+    assert small.objective.fallback
+    assert small.objective.stretch
+    assert small.stage1.duplicates == "replicate"
+    assert small.name != ngpt.name
+
+
+def test_microgpt_has_five_arms_with_repeats():
+    """batch, steps, schedule, early stop and what it watches, split: as the document's table."""
+    arms = [
+        (1, 1000, "linear", 0, None, True),
+        (8, 500, "linear", 0, None, True),
+        (1, 1000, "cosine", 3200, "smoothed", True),
+        (1, 1000, "linear", 3200, "validation", False),
+        (4, 1000, "linear", 0, None, True),
+    ]
+    names = (
+        "data.batch_size", "run.max_steps", "schedule.kind", "stop.patience_tokens",
+        "stop.watch", "data.train_on_all",
+    )  # fmt: skip
+    for scale, repeats in ((None, 10), ("small", 4)):
+        study = load(ROOT / "studies" / "microgpt", scale=scale)
+        plan = plan_stage1(study, {})
+        assert (plan.entries, plan.distinct) == (5 * repeats, 5)
+        rows = [tuple(trial.point.get(name) for name in names) for trial in plan.trials]
+        assert rows == arms * repeats  # block by block
+        assert len({(trial.point, trial.seed) for trial in plan.trials}) == 5 * repeats
+        assert study.objective.goal == "final"
+        assert study.base["data"]["validation_share"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [
+        *(("quickstart", scale) for scale in (None, "small", "random")),
+        ("ngpt", "small"),
+        ("microgpt", None),
+        ("microgpt", "small"),
+    ],
+)
+def test_trainer_accepts_every_point(name, scale):
+    study = load(ROOT / "studies" / name, scale=scale)
     configs = [
         resolve_config(
             study, t.point, seed=t.seed, target=study.objective.target,

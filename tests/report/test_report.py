@@ -337,3 +337,10 @@ def test_a_study_of_the_final_metric_has_a_report_in_the_metric(tmp_path):
     assert all("seconds" not in q["words"] for q in found["questions"])
     assert not {"questions", "effects", "path"} & {path.stem for path in written.figures}
     parse(written.html.read_text())
+
+
+def test_a_cost_is_shown_with_its_sign_apart():
+    from sweeper.report.checker import unknown_numbers
+
+    assert unknown_numbers("\u221278.4 s and \u22121 min 47 s", [-78.368, -106.9]) == []
+    assert unknown_numbers("79.5 s", [-78.368]) == ["79.5"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import pytest
 
 from sweeper.commands.output import attempt_document
+from sweeper.commands.scalars import scalars
 from sweeper.errors import EnvironmentUnusable
 from sweeper.report.tensorboard import write_runs
 from tests.fakes.facts import TARGET, make_sweep
@@ -44,6 +46,27 @@ def test_curves_and_points_read_back(tmp_path, documents):
         assert found.hparams["optim.lr"].number_value == first["point"]["optim.lr"]
     with pytest.raises(EnvironmentUnusable, match="is not empty"):
         write_runs(documents, "val_loss", tmp_path / "runs")
+
+
+STREAM = """\
+{"event": "step", "step": 1, "clock": {"train": 0.5}, "loss": 3.5, "lr": {"matrix": 0.01}}
+{"event": "evaluated", "step": 1, "clock": {"train": 0.5}, "slice": "probe", \
+"metrics": {"val_loss": 2.0, "nats_per_character": 0.9, "broken": null}}
+{"event": "step", "step": 2, "clock": {"tr
+"""
+
+
+def test_the_run_folder_s_scalars_stand_beside_the_metric(tmp_path):
+    events = tmp_path / "events.jsonl"
+    events.write_text(STREAM)
+    found = {s.tag: (s.value, s.step, s.seconds) for s in scalars(events, "nats_per_character")}
+    assert found == {
+        "train/loss": (3.5, 1, 0.5),
+        "lr/matrix": (0.01, 1, 0.5),
+        "eval/val_loss": (2.0, 1, 0.5),
+        "eval/perplexity": (pytest.approx(math.exp(2.0)), 1, 0.5),
+    }
+    assert list(scalars(tmp_path / "gone.jsonl", "val_loss")) == []
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path, documents, monkeypatch):

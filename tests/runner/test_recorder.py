@@ -66,6 +66,28 @@ def test_the_runners_clock_starts_with_the_first_step(recorder, tmp_path):
     assert recorder.clock_at(20.0).train == 5.0
 
 
+def test_what_another_run_did_before_the_checkpoint_is_taken_off(tmp_path):
+    start_from = {"start": "extended", "checkpoint": "c.pt", "of": "p-one-1", "attempt": 1}
+    recorder = Recorder(tmp_path / "events.jsonl", "val_loss", 10.0, start_from)
+    before = {"step": 40, "tokens": 4000, "clock": {"train": 8.0, "eval": 1.0}}
+    recorder.add(event("run_started", 40, Phases(train=8.0, eval=1.0), resumed_from=before), 10)
+    recorder.add(evaluated(50, 2.5, Phases(train=10.0, eval=1.5)), 12)
+    recorder.add(event(step=60, clock=Phases(train=12.0, eval=1.5)), 14)
+    recorder.finish()
+    started, probe, step = written(tmp_path)
+    assert (probe["step"], probe["tokens"]) == (10, 1000)
+    assert (probe["clock"]["train"], probe["clock"]["eval"]) == (2.0, 0.5)
+    assert (step["step"], step["clock"]["train"]) == (20, 4.0)
+    assert started["counts_from"]["step"] == 40
+    assert recorder.fold.curve[0].clock.train == 2.0
+    # Weights alone: the trainer begins at 0 by itself. And what the spec says counts before its word.
+    for name, given, expected in (("a", start_from, 0), ("b", {**start_from, "offset": {}}, 40)):
+        other = Recorder(tmp_path / name, "val_loss", 10.0, given)
+        resumed = {"resumed_from": before} if expected else {}
+        other.add(event("run_started", expected, Phases(), **resumed), 10)
+        assert other.fold.step == expected
+
+
 def test_a_clock_that_comes_too_late_is_not_mixed_in(recorder):
     recorder.add(evaluated(0, 4.0), 15.0)
     recorder.add(evaluated(10, 3.0, Phases(train=99.0)), 16.0)
@@ -138,3 +160,24 @@ def test_a_disk_that_is_full_is_said_and_tried_again(recorder, tmp_path):
     recorder._descriptor = real
     recorder.flush()
     assert len(written(tmp_path)) == 1
+
+
+def test_what_an_evaluation_took_is_off_the_runners_clock(recorder):
+    recorder.add(evaluated(0, 4.0, eval_s=3.0), 15.0)  # before training: nothing to take off
+    recorder.add(event(step=5), 20.0)
+    assert recorder.clock_at(20.0) == Phases(startup=5.0, train=5.0)
+    recorder.add(evaluated(5, 3.0, eval_s=2.0), 22.5)
+    recorder.add(event(step=6), 25.0)
+    recorder.add(evaluated(6, 2.0, eval_s=60.0), 26.0)  # it cannot have begun before step 6
+    told = [(round(e.clock.train, 6), round(e.clock.eval, 6)) for e in recorder.fold.curve]
+    assert told == [(0.0, 0.0), (5.5, 2.0), (8.0, 3.0)]
+    recorder.add(evaluated(7, 2.0, eval_s="soon"), 27.0)
+    assert recorder.fold.curve[-1].clock.train == pytest.approx(9.0)
+
+
+def test_no_cap_falls_for_an_evaluation_under_way(recorder):
+    recorder.add(event(step=0), 20.0)
+    recorder.add(evaluated(5, 3.0, eval_s=2.0), 30.0)
+    assert recorder.clock_at(31.5) == Phases(startup=10.0, train=8.0, eval=3.5)
+    assert recorder.clock_at(35.0) == Phases(startup=10.0, train=11.0, eval=4.0)
+    assert recorder.clock_at(35.0).seconds("wall") == 25.0

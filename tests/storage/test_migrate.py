@@ -68,7 +68,7 @@ def test_a_newer_schema_is_refused_and_left_alone(engine, database_url, administ
         lambda: open_store(database_url, create=True),
         lambda: open_store(database_url, create=False),
     ):
-        with pytest.raises(DatabaseUnusable, match=r"9999.*up to 0001.*newer sweep") as caught:
+        with pytest.raises(DatabaseUnusable, match=r"9999.*up to 0002.*newer sweep") as caught:
             use()
         assert engine.url.password not in str(caught.value)
 
@@ -92,8 +92,8 @@ def test_an_older_schema_is_migrated_with_what_is_in_it(engine, database_url, ad
     shutil.copytree(ROOT / "sweeper", package, ignore=shutil.ignore_patterns("__pycache__"))
     schema = package / "storage" / "schema.py"
     text = schema.read_text(encoding="utf-8")
-    assert text.count(f'"{old}",)') == 1
-    schema.write_text(text.replace(f'"{old}",)', f'"{old}", "{new}")'), encoding="utf-8")
+    assert text.count(f'"{old}")') == 1
+    schema.write_text(text.replace(f'"{old}")', f'"{old}", "{new}")'), encoding="utf-8")
     step = package / "storage" / "migrations" / "versions" / f"v{new}_remark.py"
     step.write_text(NEXT.format(old=old, new=new), encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SWEEP_")}

@@ -64,7 +64,7 @@ def test_a_configuration_is_frozen():
         (
             "data.kind",
             "fineweb",
-            "one of 'stdlib', 'topics', 'text', 'bytes', 'characters', 'shards', 'random'",
+            "one of 'stdlib', 'topics', 'text', 'bytes', 'characters', 'names', 'shards', 'titles'",
         ),
         ("run.target", float("inf"), "a number above 0"),
         ("run.fallback_targets", 2.0, "a list of numbers above 0"),

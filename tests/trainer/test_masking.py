@@ -9,9 +9,9 @@ import torch
 
 from trainer.config import Objective, parse
 from trainer.data.corpora import load_corpus
-from trainer.data.masking import SpanMasking, scored_places
+from trainer.data.masking import SpanMasking
 from trainer.objective import build_task
-from trainer.roles import IGNORED
+from trainer.roles import IGNORED, count_scored
 
 VOCABULARY, TIME = 50, 128
 
@@ -96,7 +96,7 @@ def test_what_is_measured_does_not_change_with_what_is_trained():
     ):
         assert torch.equal(one, two)
     ours, theirs = plain.batches.at(0)[1], other.batches.at(0)[1]
-    assert scored_places(theirs) > 2 * scored_places(ours)
+    assert count_scored(theirs) > 2 * count_scored(ours)
 
 
 def test_the_data_are_seen_in_the_same_order_with_the_mask_as_one_more_id():

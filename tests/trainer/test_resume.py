@@ -15,6 +15,7 @@ from trainer.continuation import Continuation
 from trainer.errors import CheckpointError, ConfigError
 from trainer.events import EventWriter
 from trainer.loop import StopReason
+from trainer.schedules import restored
 from trainer.stopping import Progress
 from trainer.timing import PhaseClock
 from trainer.train import train
@@ -181,6 +182,24 @@ def test_a_constant_schedule_extended_equals_the_longer_run(tmp_path):
     ours, theirs = state(longer, 36), state(extended, 36)
     assert_same_state(ours["weights"], theirs["weights"])
     assert_same_state(ours["optimizer"], theirs["optimizer"])
+
+
+def test_an_extension_may_have_another_schedule_and_nothing_else_may(tmp_path):
+    """Warm-up and constant rate first, then a cosine from that rate down to a tenth of it."""
+    constant = {"kind": "constant", "warmup_steps": 3}
+    run(changed(tmp_path, {**TINY, "schedule": constant}, checkpoint__at_end=True))
+    with pytest.raises(CheckpointError, match=r"schedule\.kind = 'constant' there, 'cosine' here"):
+        run(changed(tmp_path), resume="auto")
+    with pytest.raises(CheckpointError, match=r"model\.width = 32 there, 64 here\. --init-from"):
+        run(changed(tmp_path, model__width=64), resume="auto", extend_steps=40)
+    _, events = run(changed(tmp_path), resume="auto", extend_steps=40)
+    planned = restored(events[0]["schedule"])
+    assert (planned.kind, planned.first, planned.warmup, planned.end) == ("cosine", 24, 0, 40)
+    assert (planned.at(24), planned.at(40)) == (1.0, pytest.approx(0.1))
+    # 20,000 bytes less a tenth have 1,124 windows of 16: 4 a step.
+    audit = events[0]["data_audit"]
+    assert audit["epochs_before"] == 24 * 4 / audit["samples"]
+    assert audit["epochs_planned"] == 40 * 4 / audit["samples"]
 
 
 def test_only_the_newest_and_the_best_are_kept(tmp_path):

@@ -115,7 +115,7 @@ def test_a_run_says_what_it_is_and_what_it_used():
     assert started["parameter_count"] > 16_000
     assert [event["seq"] for event in events] == list(range(len(events)))
     assert finished["tokens_per_s"] == pytest.approx(
-        finished["tokens"] / finished["clock"]["train"], rel=0.01
+        finished["tokens"] / finished["clock"]["train"], rel=0.1
     )
     assert finished["peak_memory_bytes"] > 50_000_000
     for earlier, later in itertools.pairwise(events):

@@ -143,3 +143,8 @@ def test_a_horizon_in_tokens_is_the_same_data_for_every_batch():
         }
         schedule, _, _ = planned_schedule(parse(raw, "test"), Continuation())
         assert schedule.end == steps
+        former = parse({**raw, "run": {"max_steps": steps // 2}}, "test")
+        longer = parse({**raw, "run": {"max_steps": steps}}, "test")
+        again, first, _ = planned_schedule(longer, Continuation(), former)
+        assert (first, again.end) == (steps // 2, steps)
+        assert again.peak == schedule.at(steps // 2 - 1)  # half of the way down, not at its floor

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.data.tokens import TokenStore
 from trainer.errors import DataError
+from trainer.roles import IGNORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class Audit:
         """Plain values, for an event."""
         return dataclasses.asdict(self)
 
+    def epochs(self, steps: int, batch_size: int) -> float:
+        """How often every sample has been seen, on average, after `steps` of `batch_size` of them."""
+        return steps * batch_size / self.samples
+
 
 def audit(tokens: int, *, context: int, stride: int) -> Audit:
     """The windows of `context` inputs and their targets that `tokens` tokens have room for."""
@@ -61,14 +66,23 @@ class TrainingBatches:
     """Windows of the training tokens, in a new random order each epoch.
 
     There is no state to save or restore: `at(step)` always gives the same batch. The windows do not
-    overlap unless `stride` is shorter than `context`.
+    overlap unless `stride` is shorter than `context`. Tokens from `padding` on (None: no token is)
+    are no targets.
     """
 
     def __init__(
-        self, tokens: TokenStore, *, context: int, batch_size: int, seed: int, stride: int = 0
+        self,
+        tokens: TokenStore,
+        *,
+        context: int,
+        batch_size: int,
+        seed: int,
+        stride: int = 0,
+        padding: int | None = None,
     ) -> None:
         self._tokens, self._context, self._batch_size = tokens, context, batch_size
         self._seed, self._stride = seed, stride or context
+        self._padding = padding
         self.audit = audit(len(tokens), context=context, stride=self._stride)
         self._windows = self.audit.samples
         if self._windows < 1:
@@ -93,7 +107,8 @@ class TrainingBatches:
             pieces.append(piece)
             first += len(piece)
         windows = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return _inputs_and_targets(self._tokens.rows(windows * self._stride, self._context + 1))
+        rows = self._tokens.rows(windows * self._stride, self._context + 1)
+        return _inputs_and_targets(rows, self._padding)
 
     def _order_of(self, epoch: int) -> Tensor:
         """The windows in the order of this epoch, (W,), where the tokens want their indices."""
@@ -105,14 +120,22 @@ class TrainingBatches:
 
 
 def spread_windows(
-    tokens: TokenStore, *, context: int, count: int, name: str
+    tokens: TokenStore,
+    *,
+    context: int,
+    count: int,
+    name: str,
+    stride: int = 0,
+    padding: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Inputs and targets (count, T) of non-overlapping windows spread evenly over `tokens`.
 
-    They are the same for every configuration and seed. DataError, which names the slice `name`,
-    when the tokens do not suffice.
+    They are the same for every configuration and seed. `stride` (0: `context`) is the length of a
+    row where sequences have one each. DataError, which names the slice `name`, when the tokens do
+    not suffice.
     """
-    available = (len(tokens) - 1) // context
+    stride = stride or context
+    available = (len(tokens) - 1 - context) // stride + 1
     if count > available:
         raise DataError(
             f"the validation split has {len(tokens)} tokens; the {name} slice needs "
@@ -120,10 +143,14 @@ def spread_windows(
             "(data.max_bytes, data.max_validation_tokens)"
         )
     places = [index * available // count for index in range(count)]
-    starts = torch.tensor(places, device=tokens.index_device) * context
-    return _inputs_and_targets(tokens.rows(starts, context + 1))
+    starts = torch.tensor(places, device=tokens.index_device) * stride
+    return _inputs_and_targets(tokens.rows(starts, context + 1), padding)
 
 
-def _inputs_and_targets(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _inputs_and_targets(rows: Tensor, padding: int | None) -> tuple[Tensor, Tensor]:
     """(B, T + 1) -> (B, T) each."""
-    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    if padding is None:
+        return inputs, targets
+    # No later input is read by a target that counts, so any symbol may stand for padding.
+    return inputs.clamp(max=padding - 1), targets.masked_fill(targets >= padding, IGNORED)

@@ -6,6 +6,7 @@ It must not know batches or devices, nor import torch. Every corpus is the same 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import hashlib
 import importlib.util
 import os
@@ -20,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config import Data as DataConfig
+from trainer.data import names
 from trainer.data.shards import open_shards
+from trainer.data.titles import docstring_titles, tokenised
 from trainer.errors import DataError
 
 BYTE_VOCABULARY = 256
@@ -36,7 +39,10 @@ class Corpus:
 
     A split is a list of 1-D arrays of unsigned integers that follow one another. `sha256` covers
     both splits and their lengths; `source` is for people. `encode` turns a text into tokens of this
-    corpus; None where that is not known here (shards, characters).
+    corpus; None where that is not known here (shards, characters, names, titles). `characters`
+    (vocabulary,) says how many characters of text each token is, where that is known: losses can then
+    be told per character. `row` is 0 for running text; else every sequence is a row of so many tokens,
+    where those from the vocabulary's size on are padding.
     """
 
     train: Sequence[npt.NDArray[Any]]
@@ -45,6 +51,8 @@ class Corpus:
     sha256: str
     source: str
     encode: Callable[[str], Sequence[int]] | None = None
+    characters: npt.NDArray[np.int64] | None = None
+    row: int = 0
 
 
 def bytes_of(text: str) -> Sequence[int]:
@@ -54,10 +62,21 @@ def bytes_of(text: str) -> Sequence[int]:
 
 def load_corpus(config: DataConfig) -> Corpus:
     """The configured corpus; DataError when it cannot be read, is damaged or is empty."""
+    corpus = _split_corpus(config)
+    if not config.train_on_all:
+        return corpus
+    return dataclasses.replace(corpus, train=[*corpus.train, *corpus.validation])
+
+
+def _split_corpus(config: DataConfig) -> Corpus:
+    if config.kind == "names":
+        return _names(config)
     if config.kind == "shards":
         return _shards(config)
     if config.kind == "characters":
         return _characters(config)
+    if config.kind == "titles":
+        return _titles(config)
     if config.kind == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         train, validation = read_source_tree(root, config.max_bytes, config.validation_share)
@@ -100,6 +119,47 @@ def _shards(config: DataConfig) -> Corpus:
     return _corpus(splits[0], splits[1], config.vocabulary, names)
 
 
+def _titles(config: DataConfig) -> Corpus:
+    """Lines of a file, or of the standard library's docstrings, as tokens of their own BPE."""
+    if config.path:
+        path = Path(config.path)
+        lines = _decode(path, _read_file(path, config.max_bytes)).splitlines()
+        titles, source = [line.strip() for line in lines if line.strip()], f"lines of {path}"
+    else:
+        root = Path(sysconfig.get_path("stdlib"))
+        titles = docstring_titles(list(source_files(root)))
+        source = f"docstrings of the standard library of Python {platform.python_version()}"
+    made = tokenised(
+        titles,
+        validation_share=config.validation_share,
+        vocabulary=config.bpe_vocabulary,
+        mark_characters=config.mark_characters,
+        merges=Path(config.merges) if config.merges else None,
+        source=source,
+    )
+    corpus = _corpus(
+        [made.train],
+        [made.validation],
+        made.vocabulary,
+        f"{len(titles):,} {source}, BPE of {made.vocabulary:,}",
+    )
+    return dataclasses.replace(corpus, characters=made.characters)
+
+
+def _names(config: DataConfig) -> Corpus:
+    """A list of names, the shipped one unless a path is given."""
+    path = Path(config.path) if config.path else names.SHIPPED
+    train, validation = names.read_names(
+        path,
+        _decode(path, _read_file(path, config.max_bytes)),
+        context=config.context,
+        validation_share=config.validation_share,
+    )
+    row = config.context + 1
+    source = f"{(len(train) + len(validation)) // row:,} names of {path.name}"
+    return _corpus([train], [validation], names.VOCABULARY, source, row=row)
+
+
 def _characters(config: DataConfig) -> Corpus:
     """A text, one token a character; the vocabulary is what occurs in it, in code point order."""
     path = Path(config.path or "")
@@ -122,12 +182,13 @@ def _corpus(
     *,
     alphabet: bytes = b"",
     encode: Callable[[str], Sequence[int]] | None = None,
+    row: int = 0,
 ) -> Corpus:
     digest = hashlib.sha256(sum(part.nbytes for part in train).to_bytes(8, "little"))
     for part in (*train, *validation):
         digest.update(part.data)
     digest.update(alphabet)
-    return Corpus(train, validation, vocabulary, digest.hexdigest(), source, encode)
+    return Corpus(train, validation, vocabulary, digest.hexdigest(), source, encode, row=row)
 
 
 def _decode(path: Path, content: bytes) -> str:

@@ -105,8 +105,3 @@ class MaskedBatches:
         first = step * self._batch_size
         tokens, _ = self._base.at(step)
         return self._masking.hide(tokens, range(first, first + self._batch_size))
-
-
-def scored_places(targets: Tensor) -> Tensor:
-    """How many of `targets` count, a 0-D tensor on their device."""
-    return (targets != IGNORED).sum()

@@ -16,11 +16,14 @@ from trainer.errors import ConfigError
 from trainer.models.attention import refuse_attention
 from trainer.models.gpt2 import GPT2
 from trainer.models.ltg_bert import LTGBert
+from trainer.models.microgpt import MicroGPT
 from trainer.models.ngpt import NGPT
 from trainer.models.precision import DTYPES, refuse_precision
 from trainer.roles import RoledParameter
 
 __all__ = ["LanguageModel", "build_model", "refuse_attention", "refuse_precision"]
+
+Network = NGPT | GPT2 | MicroGPT | LTGBert
 
 
 class LanguageModel(Protocol):
@@ -29,10 +32,13 @@ class LanguageModel(Protocol):
     blocks: nn.ModuleList
 
     def __call__(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of `targets` (B, T) given `tokens` (B, T); both int64."""
+        """Mean cross-entropy in nats of `targets` (B, T) given `tokens` (B, T); both int64.
+
+        Targets that are `roles.IGNORED` do not count.
+        """
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T, V): of what follows each token, or stands in its place."""
+        """(B, T) int64 -> (B, T, V): scores of what follows each token, or stands in its place."""
 
     def roled_parameters(self) -> Sequence[RoledParameter]:
         """Every trainable tensor, each exactly once, with its role."""
@@ -40,7 +46,7 @@ class LanguageModel(Protocol):
 
 def build_model(
     config: ModelConfig, *, vocabulary: int, context: int, seed: int, precision: str = "fp32"
-) -> NGPT | GPT2 | LTGBert:
+) -> Network:
     """The configured architecture with float32 weights drawn from `seed` on the CPU.
 
     It embeds `vocabulary` tokens rounded up to a multiple of `model.pad_vocabulary_to`, has places
@@ -84,12 +90,17 @@ def _gpt2(config: ModelConfig, shape: Mapping[str, Any]) -> GPT2:
     return GPT2(attention=config.attention, **shape)
 
 
+def _microgpt(config: ModelConfig, shape: Mapping[str, Any]) -> MicroGPT:
+    return MicroGPT(attention=config.attention, **shape)
+
+
 def _ltg_bert(config: ModelConfig, shape: Mapping[str, Any]) -> LTGBert:
     return LTGBert(position_buckets=config.position_buckets, **shape)
 
 
-_BUILDERS: Mapping[str, Callable[[ModelConfig, Mapping[str, Any]], NGPT | GPT2 | LTGBert]] = {
+_BUILDERS: Mapping[str, Callable[[ModelConfig, Mapping[str, Any]], Network]] = {
     "ngpt": _ngpt,
     "gpt2": _gpt2,
+    "microgpt": _microgpt,
     "ltg_bert": _ltg_bert,
 }

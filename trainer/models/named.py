@@ -46,6 +46,9 @@ NAMED: Mapping[str, NamedModel] = {
         vocabulary=16_000,
         context=128,
     ),
+    "microgpt": NamedModel(
+        Model(kind="microgpt", layers=1, width=16, heads=4, hidden=64), vocabulary=27, context=16
+    ),
     "gpt2-124m": NamedModel(
         Model(kind="gpt2", layers=12, width=768, heads=12, hidden=3072),
         vocabulary=50_257,
