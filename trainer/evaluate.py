@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config import EVALUATION_HALVINGS
+from trainer.contradictions import EVALUATION_HALVINGS
 from trainer.roles import IGNORED, count_scored
 
 Windows = tuple[Tensor, Tensor]

@@ -18,6 +18,7 @@ COUNTS = {
     "gpt2-small-bytes": 366_432,
     "gpt2-27m": 27_172_864,
     "gpt2-124m": 124_439_808,
+    "microgpt": 4_192,
     "ltg-bert-base": 98_230_529,
 }
 
