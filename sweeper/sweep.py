@@ -242,8 +242,6 @@ class StageRun:
     def _replan(self) -> None:
         if self._ending != "complete" or self._trouble is not None:
             return
-        if self._waiting is not None:  # nothing has changed since the last look
-            return
         try:
             plan = self.stage.plan(self._settled(), self._plan)
         except PlanError as error:

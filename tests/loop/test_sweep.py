@@ -354,6 +354,35 @@ def test_running_trials_can_be_ended_while_the_database_is_gone(tmp_path):
     assert end.ending == "interrupted"
 
 
+class KilledHere(BaseException):
+    """What nothing catches."""
+
+
+class Mortal:
+    """A store whose owner dies where the plan would change."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def update_plan(self, plan):
+        raise KilledHere
+
+
+def test_groups_that_wait_are_planned_by_whoever_starts_when_nothing_else_is_left(tmp_path):
+    """The orchestrator died after the last run of A, before it had drawn B's plan from it."""
+    bench = Bench(tmp_path)
+    with pytest.raises(KilledHere):
+        bench.run(store=Mortal(bench.store))
+    assert all(t.open for t in bench.store.stage("toy", "stage1").plan.trials[3:])
+    again = bench.run()
+    assert again.record.closed_at is not None
+    assert not any(t.open for t in again.record.plan.trials)
+    assert len(outcomes(again)) == 6
+
+
 def test_a_lost_lease_stops_the_loop(tmp_path):
     bench = Bench(tmp_path)
 
