@@ -36,7 +36,7 @@ def test_top_is_the_fastest_points_in_order(study, facts, seconds):
     assert top.target == 5.0
     assert not top.flagged
     assert all(m.reached for m in top.points)
-    assert top.points[0].seconds == pytest.approx(seconds(fastest[0]), rel=0.02)
+    assert top.points[0].score == pytest.approx(seconds(fastest[0]), rel=0.02)
 
 
 def test_ties_inside_the_noise_extend_to_twice_k(study, make):
