@@ -13,6 +13,7 @@ from trainer.models.named import NAMED
 from trainer.roles import Role
 
 COUNTS = {
+    "microgpt": 4_192,
     "ngpt-quickstart": 383_590,
     "ngpt-155m": 155_244_438,
     "gpt2-small-bytes": 366_432,
