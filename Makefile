@@ -21,10 +21,10 @@ demo: $(VENV)/installed
 	$(BIN)/sweep run quickstart
 
 test: $(VENV)/installed-tests check
-	$(BIN)/pytest -n 3 --dist worksteal -m 'not long'
+	$(BIN)/pytest -n 3 --dist loadgroup -m 'not long'
 
 test-long: $(VENV)/installed-tests
-	$(BIN)/pytest -n 2 --dist worksteal -m long --timeout 900
+	$(BIN)/pytest -n 2 --dist loadgroup -m long --timeout 900
 
 check: $(VENV)/installed-tests
 	$(BIN)/ruff check .

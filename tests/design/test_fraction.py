@@ -16,6 +16,8 @@ from sweeper.design.exchange import BALANCE, ENUMERATED
 from sweeper.design.fraction import DroppedTerm, Fraction, design_fraction
 from sweeper.design.model_matrix import Factor, ModelMatrix
 
+pytestmark = pytest.mark.xdist_group("fraction")  # its fixtures are made once
+
 
 def numeric(name, count, scale="linear"):
     return Factor(name, tuple(float(2**i) for i in range(count)), "numeric", scale)

@@ -92,6 +92,7 @@ def untouched(sweep):
     return folder / "study.toml"
 
 
+@pytest.mark.long
 def test_an_untouched_script_in_two_stages(sweep, untouched):
     study = str(untouched)
     first = sweep("stage1", study, "--json").json()

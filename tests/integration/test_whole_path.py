@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("whole path")  # its fixtures are made once
+
 SUMMARY_KEYS = {
     "study", "stage", "target", "effective_target", "planned", "distinct", "reached", "censored",
     "failed", "reused", "best", "top", "wall_s", "train_s", "saved_s", "exit",

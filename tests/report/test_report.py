@@ -20,6 +20,8 @@ from sweeper.study import Question, Resources
 from sweeper.trial import Reason
 from tests.fakes.facts import TARGET, Clockwork, make_study, make_sweep
 
+pytestmark = pytest.mark.xdist_group("report")  # its fixtures are made once
+
 EVIL = '<script>alert(1)</script> & "quotes" [x](y) | `z`'
 QUESTIONS = (
     Question(text="Does it pay?", parameter="optim.method"),

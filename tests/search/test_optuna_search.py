@@ -16,6 +16,8 @@ from sweeper.search.memory import MemorySearch
 from sweeper.search.optuna_search import OptunaStorage, distribution
 from sweeper.space import Bool, Categorical, Float, Integer, Space
 
+pytestmark = pytest.mark.xdist_group("search")  # its fixtures are made once
+
 SPACE = Space(
     {
         p.name: p

@@ -13,12 +13,12 @@ from trainer.models.named import NAMED
 from trainer.roles import Role
 
 COUNTS = {
+    "microgpt": 4_192,
     "ngpt-quickstart": 383_590,
     "ngpt-155m": 155_244_438,
     "gpt2-small-bytes": 366_432,
     "gpt2-27m": 27_172_864,
     "gpt2-124m": 124_439_808,
-    "microgpt": 4_192,
     "ltg-bert-base": 98_230_529,
 }
 

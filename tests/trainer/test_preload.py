@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("preload")  # its fixtures are made once
+
 TINY = {
     "model": {"layers": 1, "width": 32, "heads": 2, "hidden": 32},
     "data": {"max_bytes": 20_000, "batch_size": 4, "context": 16},

@@ -20,6 +20,8 @@ from trainer.stopping import Progress
 from trainer.timing import PhaseClock
 from trainer.train import train
 
+pytestmark = pytest.mark.xdist_group("resume")  # its fixtures are made once
+
 TINY = {
     "model": {"layers": 1, "width": 32, "heads": 2, "hidden": 32, "project_every": 3},
     "data": {"max_bytes": 20_000, "batch_size": 4, "context": 16},
