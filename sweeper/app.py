@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from sweeper import catalog
-from sweeper.errors import DatabaseUnusable, PlanError, StudyError
+from sweeper.errors import DatabaseUnusable, DeviceUnusable, PlanError, StudyError
 from sweeper.paths import Home, make_private
 from sweeper.study import Study
 
 if TYPE_CHECKING:  # what a command does not need is not imported: help and status stay quick
     from rich.console import Console
 
-    from sweeper.executors.local import LocalExecutor
+    from sweeper.executors.base import Executor
     from sweeper.progress import Progress
     from sweeper.search.base import Search
     from sweeper.storage.base import Lease, Store
@@ -115,7 +115,19 @@ class App:
     # -- what is asked ---------------------------------------------------------------------------
 
     def study(self, *, quiet: bool = False) -> Study:
-        """The study that the command is about; says first which it is, and why."""
+        """The study that the command is about, or its block; says first which it is, and why.
+
+        Raises:
+            StudyError: there is none, or it is wrong.
+        """
+        study, kind = self.study_of_all_kinds(quiet=quiet), self._args.node_kind
+        try:
+            return study if kind is None else study.block(kind)
+        except ValueError as error:
+            raise StudyError(f"--node-kind: {error}") from None
+
+    def study_of_all_kinds(self, *, quiet: bool = False) -> Study:
+        """The study that the command is about, whatever kind of node was named."""
         chosen = catalog.choose(getattr(self._args, "study", None))
         if not quiet:
             self.say(f"study {chosen.name}: {chosen.path} ({chosen.why})")
@@ -198,13 +210,23 @@ class App:
 
         return open_search
 
-    def executor(self, study: Study, note: Callable[[str], None]) -> LocalExecutor:
-        """The local executor on the devices asked for; this process then leaves their cores.
+    def executor(self, study: Study, note: Callable[[str], None]) -> Executor:
+        """The executor that was asked for, on the devices asked for.
 
-        `note` hears when a warm parent is given up.
+        Beside the local one this process leaves their cores; `note` hears when a warm parent is given
+        up, or a node left out.
+
+        Raises:
+            DeviceUnusable: what is asked for is not there.
+            EnvironmentUnusable: no cluster where one was asked for.
         """
+        if self._args.executor == "ray":
+            return self._on_ray(study, note)
         from sweeper.executors.local import LocalExecutor  # noqa: PLC0415
 
+        if self._args.address is not None or self._args.node_kind is not None:
+            word = "--address" if self._args.address is not None else "--node-kind"
+            raise DeviceUnusable(f"{word} is for --executor ray; drop it, or ask for that")
         executor = LocalExecutor.on_devices(
             gpus=study.resources.gpus,
             devices=self._args.devices,
@@ -217,6 +239,33 @@ class App:
             executor.warm_up(study.trainer.module, folder, note)
         if executor.own_cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, executor.own_cores)
+        return executor
+
+    def node_kinds(self, study: Study) -> tuple[str, ...]:
+        """Kinds of nodes of the cluster asked for that can run this study's trials."""
+        from sweeper.executors.ray_cluster import kinds  # noqa: PLC0415
+
+        self._make_home()
+        return kinds(study.resources.gpus, self.home.folder, self._args.address)
+
+    def _on_ray(self, study: Study, note: Callable[[str], None]) -> Executor:
+        from sweeper.executors.ray_cluster import RayExecutor  # noqa: PLC0415
+
+        if self._args.devices is not None:
+            raise DeviceUnusable(
+                "--devices names GPUs of this machine; Ray gives them out by itself (--slots N takes "
+                "fewer places, --node-kind nodes of one kind)"
+            )
+        executor = RayExecutor(
+            gpus=study.resources.gpus,
+            home=self.home.folder,
+            address=self._args.address,
+            kind=self._args.node_kind,
+            slots=self._args.slots,
+            lease_s=_lease_s(),
+            note=note,
+        )
+        self._closing.callback(executor.close)
         return executor
 
     @contextlib.contextmanager
@@ -266,6 +315,20 @@ class App:
             raise StudyError(
                 f"--home {self.settings.home}: {error.strerror}; choose a folder that can be written"
             ) from None
+
+
+def _lease_s() -> float:
+    """How long a node that is cut off goes on (SWEEP_RAY_LEASE_S)."""
+    from sweeper.executors.ray_cluster import LEASE_S  # noqa: PLC0415
+
+    text = os.environ.get("SWEEP_RAY_LEASE_S")
+    try:
+        seconds = LEASE_S if not text else float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds < 86400:
+        raise StudyError(f"SWEEP_RAY_LEASE_S = {text!r}: expected seconds, from 1 to a day")
+    return seconds
 
 
 def holder() -> str:

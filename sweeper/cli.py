@@ -109,6 +109,11 @@ def _common() -> _Parser:
     group.add_argument("--database", metavar="URL", help="Postgres to use (SWEEP_DATABASE_URL)")
     group.add_argument("--home", type=Path, metavar="DIR", help="default ./.sweep (SWEEP_HOME)")
     group.add_argument("--scale", metavar="NAME", help="the study's own [scale.NAME] form")
+    group.add_argument(
+        "--node-kind",
+        metavar="NAME",
+        help="the study's block on a cluster's nodes of that kind (stages: `each` is all of them)",
+    )
     group.add_argument("--json", action="store_true", help="one JSON document on stdout")
     group.add_argument("-v", "--verbose", action="store_true")
     group.add_argument("-q", "--quiet", action="store_true")
@@ -127,7 +132,10 @@ def _stage_options() -> _Parser:
     group.add_argument(
         "--cold", action="store_true", help="start every trainer anew, never fork a warm one"
     )
-    group.add_argument("--executor", choices=["local"], default="local")
+    group.add_argument(
+        "--executor", choices=["local", "ray"], default="local", help="where trials run"
+    )
+    group.add_argument("--address", metavar="HOST:PORT", help="the Ray cluster's (RAY_ADDRESS)")
     group.add_argument(
         "--exploratory",
         action="store_true",
@@ -352,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words, after = _split(sys.argv[1:] if argv is None else argv)
     try:
         args = parser.parse_args(words)
-        args.arguments = after
+        args.arguments, args.words = after, words
     except _Usage as error:  # nothing was parsed: the word itself says whether JSON is wanted
         as_json = "--json" in (sys.argv[1:] if argv is None else argv)
         return _failed(str(error), EXIT_STUDY, as_json=as_json)

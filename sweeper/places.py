@@ -43,13 +43,16 @@ class Places:
         Raises:
             DeviceUnusable: that has lasted too long.
         """
-        if not self._left_out:
+        left_out = self._left_out
+        if not left_out and not self._executor.slots():
+            left_out = {"everywhere": "no node is there"}
+        if not left_out:
             return False
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         if now - self._since < self._within_s:
             return True
-        said = "; ".join(f"{name}: {why}" for name, why in self._left_out.items())
+        said = "; ".join(f"{name}: {why}" for name, why in left_out.items())
         raise DeviceUnusable(
             f"no device was free for {self._within_s:g} s: {said}. The same command goes on from "
             "here; --devices or --slots choose others"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,6 +317,17 @@ class Study(Frozen):
     starts: Mapping[str, Start] = {}
     seed: int = 1
     base: Mapping[str, Any] = {}
+
+    def block(self, kind: str) -> Study:
+        """Its block on nodes of one kind: a study of its own, so that no time meets another kind's.
+
+        Raises:
+            ValueError: the kind has no letter or digit to be named by.
+        """
+        word = "-".join(re.findall(r"[a-z0-9]+", kind.lower()))[:32].strip("-")
+        if not word:
+            raise ValueError(f"got {kind!r}, expected a name with letters or digits")
+        return self.model_copy(update={"name": f"{self.name[: 63 - len(word)]}-{word}"})
 
     @property
     def trust(self) -> Validity:

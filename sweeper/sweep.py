@@ -393,7 +393,7 @@ class StageRun:
         for ended in ends:
             known = self._running.pop(str(ended.folder), None)
             if known is not None:
-                self._record_ended(known)
+                self._record_ended(known, ended.fate)
         if ends:  # first of all the free slots
             return
         self._behind.do_one()
@@ -441,7 +441,7 @@ class StageRun:
 
     # -- one attempt's end -----------------------------------------------------------------------
 
-    def _record_ended(self, running: Running) -> None:
+    def _record_ended(self, running: Running, fate: str = "") -> None:
         metric = self.study.objective.metric
         facts = attempts.collect(running.paths, metric)
         folder = self.home.study(self.study.name)
@@ -450,10 +450,10 @@ class StageRun:
             self._trouble = attempts.disk_unusable(folder, gone)
             return
         if facts is None:
-            attempts.give_up(running.paths, VANISHED)
+            attempts.give_up(running.paths, fate or VANISHED)
             facts = attempts.collect(running.paths, metric)
         if facts is None:
-            facts = attempts.lost(running.paths, VANISHED)
+            facts = attempts.lost(running.paths, fate or VANISHED)
         self._take_facts(running, facts)
 
     def _take_facts(self, running: Running, facts: AttemptFacts) -> None:

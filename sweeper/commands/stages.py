@@ -20,7 +20,7 @@ from sweeper.analysis.confirm import looks
 from sweeper.analysis.dataset import StudyFacts
 from sweeper.analysis.ranking import search_ranking, stage_summary
 from sweeper.app import App, need_stage
-from sweeper.commands import frozen, schedules
+from sweeper.commands import frozen, node_kinds, schedules
 from sweeper.commands.facts import judged_facts, stage_facts, study_facts
 from sweeper.design.adaptive import plan_adaptive
 from sweeper.design.confirm import extend_confirm, plan_confirm
@@ -105,6 +105,8 @@ def _command(
     *,
     report: bool = False,
 ) -> int:
+    if args.node_kind == node_kinds.EACH:
+        return node_kinds.run_each(args, SEVERITY)
     with App(args) as app:
         study = app.study()
         check_command(study)

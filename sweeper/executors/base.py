@@ -26,10 +26,14 @@ class Slot:
 
 @dataclass(frozen=True)
 class Submitted:
-    """One attempt in the hands of an executor; `folder` is the attempt's run folder."""
+    """One attempt in the hands of an executor; `folder` is the attempt's run folder.
+
+    `fate` says, of an attempt that has gone without an outcome, what became of it, where that is known.
+    """
 
     folder: Path
     slot: Slot
+    fate: str = ""
 
 
 class Executor(Protocol):

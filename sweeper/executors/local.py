@@ -180,7 +180,7 @@ class LocalExecutor:
         that the device is free. A slot that is not among ours (other devices were asked for then) is
         made up from the attempt's spec.
         """
-        identity = _read_identity(folder)
+        identity = read_identity(folder)
         if identity is None:
             return None
         descriptor = _pidfd(identity.pid)
@@ -190,7 +190,7 @@ class LocalExecutor:
             return submitted.slot
         if descriptor is not None:
             os.close(descriptor)
-        _end_orphans(identity)
+        end_orphans(identity)
         return None
 
     def wait(self, timeout_s: float) -> Sequence[Submitted]:
@@ -219,7 +219,7 @@ class LocalExecutor:
         if runner.descriptor is not None:
             os.close(runner.descriptor)
         folder = runner.submitted.folder
-        identity = runner.identity or _read_identity(folder)
+        identity = runner.identity or read_identity(folder)
         if identity is None:
             return True
         if AttemptPaths(folder).outcome.exists():
@@ -229,15 +229,15 @@ class LocalExecutor:
             self._runners.append(_Runner(identity.pid, runner.submitted, False, other, identity))
             return False
         else:
-            _end_orphans(identity)
+            end_orphans(identity)
         return True
 
     def _sweep(self) -> None:
         ended, self._ended = self._ended, []
-        _end_orphans(*ended)
+        end_orphans(*ended)
 
     def _environment(self, slot: Slot) -> dict[str, str]:
-        return kept_environment(NOT_FOR_TRAINERS) | dict(slot.env) | _import_path()
+        return kept_environment(NOT_FOR_TRAINERS) | dict(slot.env) | import_path()
 
     def close(self) -> None:
         """Forget everything without stopping what runs: runners outlive the loop."""
@@ -372,7 +372,7 @@ def _threads(count: int) -> dict[str, str]:
     return dict.fromkeys(THREAD_VARIABLES, str(count))
 
 
-def _import_path() -> dict[str, str]:
+def import_path() -> dict[str, str]:
     """Where this package lies, for runners of a plain checkout, which would not find it themselves.
 
     Trainers inherit it, so that `{python} -m trainer` works there too; an installed package needs
@@ -402,14 +402,15 @@ def _pidfd(pid: int) -> int | None:
     return None
 
 
-def _read_identity(folder: Path) -> Running | None:
+def read_identity(folder: Path) -> Running | None:
+    """Who runs, or ran, the attempt of a folder; None while nobody has said so."""
     try:
         return Running.read(AttemptPaths(folder).running)
     except (OSError, SpecError):
         return None
 
 
-def _end_orphans(*identities: Running) -> None:
+def end_orphans(*identities: Running) -> None:
     """End what dead runners left running. Processes of an earlier boot are gone by themselves."""
     boot = processes.boot_id()
     tokens = {identity.token for identity in identities if identity.boot == boot}

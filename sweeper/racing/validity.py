@@ -322,7 +322,7 @@ class _Device:
 def _device(attempt: AttemptFacts) -> str:
     """What an attempt ran on; its own observations do not belong to the name."""
     if "device" not in attempt.derived:
-        names = [attempt.device.get(key) for key in ("kind", "uuid", "cores", "index")]
+        names = [attempt.device.get(key) for key in ("kind", "node", "uuid", "cores", "index")]
         attempt.derived["device"] = repr(names)
     name: str = attempt.derived["device"]
     return name

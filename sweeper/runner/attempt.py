@@ -129,6 +129,8 @@ class Attempt:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told_to_stop)
+        if self.spec.lease_s is not None:  # remote: whoever has the place next must find it empty
+            processes.end_with_parent()
         folder = os.open(self.paths.folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held as long as this process lives
@@ -275,8 +277,13 @@ class Attempt:
         return Verdict(doubt.reason, f"{doubt.message} (otherwise: {verdict.message})")
 
     def leave_outcome(self, verdict: Verdict) -> None:
-        """Write the outcome, whole; its presence says that the attempt has ended."""
+        """Write the outcome, whole; its presence says that the attempt has ended.
+
+        One that is there already (a remote attempt that was given up meanwhile) is not replaced.
+        """
         self._need_folder()
+        if self.paths.outcome.exists():
+            return
         spec, recorder = self.spec, self.recorder
         code, number = self._exit()
         source: Literal["trainer", "runner"] = "trainer"

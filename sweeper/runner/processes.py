@@ -232,6 +232,11 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def end_with_parent() -> None:
+    """Be told to stop (TERM) when the thread that started this process ends, where that can be had."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _prctl(option: int, argument: int) -> bool:
     if not sys.platform.startswith("linux"):
         return False

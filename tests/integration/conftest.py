@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,12 +225,15 @@ class Sweep:
     def home(self) -> Path:
         return Path(self.env["SWEEP_HOME"])
 
-    def start(self, *words: str, **env: str | None) -> Command:
-        """Start a command without waiting for it; it is killed at the end of the test."""
+    def start(self, *words: str, wrap: Sequence[str] = (), **env: str | None) -> Command:
+        """Start a command without waiting for it; it is killed at the end of the test.
+
+        `wrap` is the beginning of a command that starts it somewhere else.
+        """
         command = Command(self.folder / f"command-{len(self.started)}")
         with command.path("out").open("wb") as out, command.path("err").open("wb") as err:
             command.process = subprocess.Popen(
-                [sys.executable, "-m", "sweeper.cli", *words],
+                [*wrap, sys.executable, "-m", "sweeper.cli", *words],
                 cwd=self.folder,
                 env=self.environment(env),
                 stdin=subprocess.DEVNULL,

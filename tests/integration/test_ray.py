@@ -1,0 +1,208 @@
+"""`--executor ray` as a user gives it, on a real cluster: the same answers, and nothing lost on the way."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeper.runner import processes
+from tests.fakes.ray_nodes import RayNodes
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("Ray is not installed", allow_module_level=True)
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.timeout(600),
+]
+ROOT = Path(__file__).resolve().parents[2]
+ON_RAY = ("--executor", "ray")
+ADDRESSES = "10.99.7.1"
+may_cut = (
+    os.geteuid() == 0 and shutil.which("ip") is not None and shutil.which("nsenter") is not None
+)
+
+
+@pytest.fixture
+def nodes(monkeypatch):
+    """A head and three nodes of one processor each."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with RayNodes() as cluster:
+        for _ in range(3):
+            cluster.add(cpus=1)
+        yield cluster
+
+
+def losses(facts):
+    """What every trial measured, without what depends on the machine."""
+    return {
+        (f["id"], f["label"], f["seed"], f["outcome"], tuple((step, loss) for _, step, _, loss in f["curve"]))
+        for f in facts
+    }  # fmt: skip
+
+
+def test_the_same_plan_and_the_same_losses_as_on_this_machine(sweep, nodes):
+    here = sweep.write("here")
+    there = sweep.write("there")
+    sweep("run", str(here))
+    sweep("run", str(there), *ON_RAY, **nodes.env)
+    ours, theirs = sweep.facts(here), sweep.facts(there)
+    assert losses(f for f in ours if f["stage"] == "stage1") == losses(
+        f for f in theirs if f["stage"] == "stage1"
+    )
+    plans = [json.loads(sweep("plan", str(s), "--stage", "1", "--json").out) for s in (here, there)]
+    assert plans[0]["points"] == plans[1]["points"]
+    assert len({f["device"]["node"] for f in theirs}) == 3
+    sweep("db", "verify", str(there))
+
+
+@pytest.mark.parametrize("part", ["everything of the node", "raylet", "ray::RayKeeper"])
+def test_what_is_killed_is_run_again(sweep, nodes, wait_until, part):
+    """A node (its power), a node's Ray, a worker: nothing is lost, counted twice or left running."""
+    study = sweep.write(trivial="--tau-s 1.5", step_s=0.02, few=True)
+    stage = sweep.start("stage1", str(study), *ON_RAY, **nodes.env)
+    wait_until(lambda: len(sweep.running()) >= 2, "two trials are under way")
+    tokens = [known["token"] for known in sweep.running()]
+    victims = {1: nodes.pids(1), 2: nodes.pids(2), 3: nodes.pids(3)}
+    busy = next(n for n, pids in victims.items() if nodes.pids(n, named="sweeper.runner"))
+    nodes.kill(busy, named="" if part.startswith("everything") else part)
+    done = stage.finish(300)
+    assert done.code == 0, done.text
+    facts = sweep.facts(study)
+    lost = [f for f in facts if f["outcome"] == "failed"]
+    assert {f["reason"] for f in lost} <= {"lost", "killed"}
+    assert lost
+    counted = [f["id"] for f in facts if f["outcome"] == "reached"]
+    assert len(counted) == len(set(counted)) == 5
+    wait_until(lambda: not any(processes.marked(t) for t in tokens), "nothing is left running")
+    sweep("db", "verify", str(study))
+
+
+def test_the_command_is_killed_and_given_again(sweep, nodes, wait_until):
+    study = sweep.write(trivial="--tau-s 1.5", step_s=0.02, few=True)
+    stage = sweep.start("stage1", str(study), *ON_RAY, **nodes.env)
+    wait_until(lambda: len(sweep.running()) >= 2, "two trials are under way")
+    stage.kill()
+    done = sweep("stage1", str(study), *ON_RAY, **nodes.env)
+    assert "still running, taken over" in done.text
+    facts = sweep.facts(study)
+    assert sorted(f["outcome"] for f in facts) == ["reached"] * 5
+
+
+def test_every_kind_of_node_is_a_block_of_its_own(sweep, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    study = sweep.write(few=True)
+    with RayNodes() as cluster:
+        cluster.add(cpus=1, resources='{"accelerator_type:Fast": 1}')
+        cluster.add(cpus=1, resources='{"accelerator_type:Slow": 1}')
+        refused = sweep("stage1", str(study), *ON_RAY, exit=3, **cluster.env)
+        assert "2 kinds: 'Fast' (1 nodes), 'Slow' (1 nodes)" in refused.text
+        done = sweep("stage1", str(study), *ON_RAY, "--node-kind", "each", "--json", **cluster.env)
+        document = done.json()
+        assert set(document["kinds"]) == {"Fast", "Slow"}
+        assert [d["reached"] for d in document["kinds"].values()] == [5, 5]
+        nodes = {
+            f["device"]["node_kind"]: {f["study"]}
+            for kind in document["kinds"]
+            for f in map(
+                json.loads,
+                sweep("export", str(study), "--trials", "--node-kind", kind).out.splitlines(),
+            )
+        }
+        assert nodes == {"Fast": {"trivial-fast"}, "Slow": {"trivial-slow"}}
+
+
+def test_no_cluster_and_no_token(sweep, tmp_path):
+    study = sweep.write(few=True)
+    done = sweep("stage1", str(study), *ON_RAY, "--address", "127.0.0.1:1", exit=3)
+    assert "no Ray cluster at 127.0.0.1:1" in done.text
+    assert "ray start --head" in done.text
+    done = sweep("stage1", str(study), "--node-kind", "H100", exit=3)
+    assert "--node-kind is for --executor ray" in done.text
+
+
+class Namespaces:
+    """Machines of their own as far as the network goes: a bridge, and a link to each that can be cut."""
+
+    def __init__(self, count: int) -> None:
+        self.names = [f"swt{os.getpid()}n{i}" for i in range(count)]
+        self.bridge = f"swt{os.getpid()}b"
+        self._run("ip", "netns", "add", self.bridge)
+        self._run("ip", "-n", self.bridge, "link", "add", "br0", "type", "bridge")
+        self._run("ip", "-n", self.bridge, "link", "set", "br0", "up")
+        for i, name in enumerate(self.names):
+            self._run("ip", "netns", "add", name)
+            self._run(
+                "ip", "-n", self.bridge, "link", "add", f"v{i}", "type", "veth",
+                "peer", "name", "eth0", "netns", name,
+            )  # fmt: skip
+            self._run("ip", "-n", self.bridge, "link", "set", f"v{i}", "master", "br0", "up")
+            self._run("ip", "-n", name, "link", "set", "lo", "up")
+            self._run("ip", "-n", name, "addr", "add", f"{self.host(i)}/24", "dev", "eth0")
+            self._run("ip", "-n", name, "link", "set", "eth0", "up")
+
+    def host(self, i: int) -> str:
+        return f"{ADDRESSES}{i}"
+
+    def within(self, i: int, *, hide: Path | None = None) -> list[str]:
+        """A command's beginning that puts the rest there; `hide`: a folder that it does not share."""
+        words = ["nsenter", f"--net=/run/netns/{self.names[i]}"]
+        if hide is not None:
+            script = f'mount -t tmpfs none "{hide}" && exec "$@"'
+            words += ["unshare", "--mount", "sh", "-c", script, "sh"]
+        return words
+
+    def cut(self, i: int) -> None:
+        self._run("ip", "-n", self.bridge, "link", "set", f"v{i}", "down")
+
+    def close(self) -> None:
+        for name in (*self.names, self.bridge):
+            subprocess.run(["ip", "netns", "del", name], check=False, timeout=20)
+
+    def _run(self, *words: str) -> None:
+        subprocess.run(words, check=True, timeout=20, capture_output=True)
+
+
+@pytest.mark.skipif(not may_cut, reason="network namespaces need root, ip and nsenter")
+@pytest.mark.parametrize("shared", [True, False], ids=["shared folder", "no shared folder"])
+def test_a_link_is_cut(sweep, monkeypatch, wait_until, shared):
+    """The trial there ends with its lease; it is run again elsewhere, and counted once."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SWEEP_DEVICE_LOCKS", str(sweep.folder / "devices"))
+    study = sweep.write(trivial="--tau-s 2", step_s=0.02, few=True)
+    sweep.home.mkdir(mode=0o700, exist_ok=True)
+    machines = Namespaces(3)
+    try:
+        hide = None if shared else sweep.home
+        with RayNodes(host=machines.host(0), wrap=machines.within(0)) as cluster:
+            for i in (1, 2):
+                cluster.add(cpus=1, host=machines.host(i), wrap=machines.within(i, hide=hide))
+            stage = sweep.start(
+                "stage1", str(study), *ON_RAY, wrap=machines.within(0), SWEEP_RAY_LEASE_S="6",
+                **cluster.env,
+            )  # fmt: skip
+            wait_until(lambda: len(sweep.running()) >= 2, "two trials are under way")
+            machines.cut(2)
+            cut_at = time.monotonic()
+            there = cluster.pids(2, named="sweeper.runner")
+            assert there
+            wait_until(lambda: not cluster.pids(2, named="sweeper.runner"), "its runner ends")
+            ended_after_s = time.monotonic() - cut_at
+            assert ended_after_s < 60
+            done = stage.finish(400)
+            assert done.code == 0, done.text
+            facts = sweep.facts(study)
+            counted = [f["id"] for f in facts if f["outcome"] == "reached"]
+            assert len(counted) == len(set(counted)) == 5
+            lost = [f for f in facts if f["outcome"] == "failed"]
+            assert [f["reason"] for f in lost] == ["lost"]
+    finally:
+        machines.close()
