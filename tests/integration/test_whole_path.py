@@ -94,7 +94,7 @@ def test_status(finished):
         assert stage.keys() >= {
             "stage", "planned", "done", "running", "reached", "censored", "failed",
         }  # fmt: skip
-        assert stage["planned"] == stage["done"] == stage["reached"]
+        assert stage["planned"] == stage["done"] == stage["reached"], document
         assert stage["running"] == 0
     assert document["incumbent"]["point"] == BEST
     assert document["eta_s"] is None
