@@ -21,7 +21,7 @@ demo: $(VENV)/installed
 	$(BIN)/sweep run quickstart
 
 test: $(VENV)/installed-tests check
-	$(BIN)/pytest -n 3 --dist loadgroup -m 'not long'
+	$(BIN)/pytest -n 4 --dist loadgroup -m 'not long'
 
 test-long: $(VENV)/installed-tests
 	$(BIN)/pytest -n 2 --dist loadgroup -m long --timeout 900

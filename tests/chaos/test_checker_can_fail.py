@@ -19,8 +19,7 @@ from tests.chaos import battle, checker
 from tests.chaos.arena import COMPLETE, HERE, arena, wait_until
 
 WITHIN_S = 90.0
-WHOLE = pytest.param("nothing", marks=pytest.mark.long)
-"""That the whole program leaves nothing to find is what most other tests show too."""
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def trainers_at_work(one):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("part", [WHOLE, "tree-kill"])
+@pytest.mark.parametrize("part", ["nothing", "tree-kill"])
 def test_without_the_tree_kill_there_are_orphans(place, database_url, part):
     manners = "--grandchild --daemon"
     with sweep(place, database_url, trivial=manners) as one:
@@ -75,7 +74,7 @@ def test_without_the_tree_kill_there_are_orphans(place, database_url, part):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("part", [WHOLE, "replay"])
+@pytest.mark.parametrize("part", ["nothing", "replay"])
 def test_without_replay_there_are_losses(place, database_url, part):
     """Killed while trials run, and started again when those have ended."""
     with sweep(place, database_url, tau_s=0.3) as one:

@@ -140,6 +140,7 @@ def test_a_trainer_that_measures_something_else(sweep):
     assert "there is no evaluation" in done.text
 
 
+@pytest.mark.long
 def test_stage_2_before_stage_1(sweep):
     study = str(sweep.write())
     for words in (("stage2",), ("plan", "--stage", "2"), ("confirm",)):
@@ -151,6 +152,7 @@ def test_stage_2_before_stage_1(sweep):
     assert "stage1 is not complete yet" in done.err
 
 
+@pytest.mark.long
 def test_looking_at_what_was_never_run(sweep):
     study = str(sweep.write())
     assert sweep("status", study, "--json").json()["stages"] == []

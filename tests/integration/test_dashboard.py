@@ -167,6 +167,7 @@ def everybody():
             continue
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how",
     [

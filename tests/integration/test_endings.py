@@ -172,6 +172,7 @@ def mount(folder, size):
         pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 def test_the_disk_is_full(sweep, write):
     study = str(write())

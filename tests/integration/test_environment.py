@@ -41,6 +41,7 @@ def test_a_wrong_url(sweep_without_database, url, said):
     refused(sweep_without_database, url, said, verbs=(("stage1",),))
 
 
+@pytest.mark.long
 def test_a_host_that_nobody_knows(sweep_without_database):
     url = f"postgresql://me:{PASSWORD}@no-such-host.invalid/db"
     said = ["no host of this name", "me:***@no-such-host.invalid"]
@@ -55,6 +56,7 @@ def test_a_host_where_nothing_listens(sweep_without_database):
         refused(sweep_without_database, url, ["nothing listens there"])
 
 
+@pytest.mark.long
 def test_a_password_that_is_refused(sweep_without_schema):
     sweep = sweep_without_schema
     url = make_url(sweep.env["SWEEP_DATABASE_URL"]).set(password=PASSWORD)
@@ -118,6 +120,7 @@ def test_a_study_for_gpus_without_a_gpu(sweep):
     assert sweep("stage1", str(study), "--slots", "2", "--max-trials", "2", exit=6)
 
 
+@pytest.mark.long
 def test_every_device_is_taken(sweep, monkeypatch):
     """By somebody else, as the locks that all users share say it: `check` does not call that fine."""
     study = str(sweep.write())

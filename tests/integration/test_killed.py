@@ -133,6 +133,7 @@ def test_a_runner_is_killed(sweep, gated, wait_until, alive):
     gated.each_counts_once()
 
 
+@pytest.mark.long
 def test_both_are_killed(sweep, gated, wait_until, alive):
     gated.shut(after=1)
     first = sweep.start("stage1", gated.path)
@@ -146,6 +147,7 @@ def test_both_are_killed(sweep, gated, wait_until, alive):
     gated.each_counts_once()
 
 
+@pytest.mark.long
 def test_ctrl_c_once(sweep, gated, wait_until):
     gated.shut(after=1)
     command = sweep.start("stage1", gated.path, "--json")
@@ -187,6 +189,7 @@ def test_cancel(sweep, gated, wait_until):
     gated.each_counts_once()
 
 
+@pytest.mark.long
 def test_ctrl_c_twice(sweep, wait_until, alive):
     study = str(sweep.write(trivial="", tau_s=20.0, step_s=0.02, steps=4000))
     command = sweep.start("run", study, "--json")

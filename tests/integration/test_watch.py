@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 
+
+@pytest.mark.long
 def test_watching_a_stage_from_another_terminal(sweep, wait_until):
     study = str(sweep.write(few=True, trivial="", tau_s=0.5, step_s=0.02))
     stage = sweep.start("stage1", study)

@@ -64,6 +64,7 @@ def test_running_it_again_runs_nothing(finished):
     assert "started on" not in again.err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["stage1", "stage2", "confirm"])
 def test_one_stage_again(finished, stage):
     sweep, study, _ = finished
@@ -93,7 +94,7 @@ def test_status(finished):
         assert stage.keys() >= {
             "stage", "planned", "done", "running", "reached", "censored", "failed",
         }  # fmt: skip
-        assert stage["planned"] == stage["done"] == stage["reached"]
+        assert stage["planned"] == stage["done"] == stage["reached"], document
         assert stage["running"] == 0
     assert document["incumbent"]["point"] == BEST
     assert document["eta_s"] is None
@@ -247,6 +248,7 @@ def test_db_status(finished):
     assert sweep("db", "upgrade", "--json").json()["before"] == document["schema"]["head"]
 
 
+@pytest.mark.long
 def test_every_command_gives_one_json_document(finished):
     """With --json, whatever is asked: stdout is one document, also where something is wrong."""
     sweep, study, _ = finished
@@ -288,6 +290,7 @@ def test_target_of_the_command_line(sweep):
     assert stage["target"] == stage["effective_target"] == 3.5
 
 
+@pytest.mark.long
 def test_max_trials_and_on(sweep):
     study = str(sweep.write())
     first = sweep("run", study, "--max-trials", "3", "--json", exit=6)
