@@ -24,7 +24,7 @@ test: $(VENV)/installed-tests check
 	$(BIN)/pytest -n 4 --dist loadgroup -m 'not long'
 
 test-long: $(VENV)/installed-tests
-	$(BIN)/pytest -n 2 --dist loadgroup -m long --timeout 900
+	$(BIN)/pytest -n 4 --dist loadgroup -m long --timeout 900
 
 check: $(VENV)/installed-tests
 	$(BIN)/ruff check .

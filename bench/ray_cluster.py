@@ -5,8 +5,9 @@ Run: python bench/ray_cluster.py [--trials 12] [--rounds 3] [--gpus 1 10 30 100]
 Overhead: from the end of one trial's training to the next one's first step, read by a trivial trainer
 itself, one trial at a time on one slot; `sweep --executor ray` (facts in a real Postgres, a runner and a
 process for each trainer) and Ray Tune as it comes (a worker process a trial) and with reused workers (no
-isolation) take turns in one cluster. Scaling: trials that only sleep on made-up GPUs, all on this machine,
-so what is measured is the loop and Ray, not training: the share of the slots' time that was spent sleeping.
+isolation) take turns in one cluster. Scaling: trials that only sleep on made-up GPUs, all on this
+machine, so what is measured is the loop and Ray, not training: the share of the slots' time that was
+spent sleeping.
 Needs the extra `ray`, and ray[tune] for its arms.
 """
 

@@ -77,9 +77,9 @@ class Keeper:
 
     `parcel` has `folder` (the attempt's run folder where it was planned), `files` (name: bytes of what
     stands in it; None where that very folder is here too), `python` (the interpreter that it names),
-    `gpus` (ids of the GPUs given to it; empty: processors), `place` and `of` (the how-manieth of
-    how many attempts at once on this host), `node` (its name) and `lease_s`. `reaches` returns when the cluster's
-    head has answered, and raises or hangs when it has not.
+    `gpus` (ids of those given to it; empty: processors), `place` and `of` (the how-manieth of
+    how many attempts at once on this host), `node` (its name) and `lease_s`. `reaches` returns when the
+    cluster's head has answered, and raises or hangs when it has not.
 
     Raises:
         OSError: the run folder cannot be written.

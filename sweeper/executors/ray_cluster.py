@@ -30,6 +30,7 @@ LEASE_S = 60.0
 """How long a node that the cluster's head cannot reach goes on with what it runs."""
 MARGIN_S = 10.0
 """What is added to lease and grace before an attempt on a lost node counts as ended."""
+AGAIN_AFTER_S, SHAKY_S = 1.0, 20.0
 NODES_EVERY_S = 2.0
 LOOK_WITHIN_S = 60.0
 COLLECT_WITHIN_S = 120.0
@@ -61,6 +62,7 @@ class _Flight:
     fence_s: float
     answer: Any = None
     heard_at: float = field(default_factory=time.monotonic)
+    again_at: float = 0.0
     lost: str = ""
 
 
@@ -97,6 +99,7 @@ class RayExecutor:
         self._nodes: dict[str, _Node] = {}
         self._slots: tuple[Slot, ...] = ()
         self._places: dict[str, tuple[_Node, int, int]] = {}  # of a slot: node, which, of how many
+        self._shaky: dict[str, float] = {}  # nodes that did not answer, and when that was
         self._alive: frozenset[str] = frozenset()
         self._looked_at = -1e9
         self._connect(address)
@@ -117,6 +120,9 @@ class RayExecutor:
         """See `Executor.trouble`; what the node's own devices say, its runner finds out."""
         if slot not in self._slots:
             return "its node has left the cluster"
+        node = self._places[slot.name][0]
+        if time.monotonic() - self._shaky.get(node.id, -1e9) < SHAKY_S:
+            return "its node does not answer now"
         return ""
 
     def submit(self, spec: Path, slot: Slot) -> None:
@@ -233,6 +239,8 @@ class RayExecutor:
     def _is_over(self, flight: _Flight) -> bool:
         if flight.lost:
             return self._is_fenced(flight)
+        if flight.answer is None and time.monotonic() >= flight.again_at:
+            self._ask(flight)
         if flight.answer is None or not self._ray.wait([flight.answer], timeout=0)[0]:
             if flight.node not in self._alive:
                 flight.lost = f"its node {self._node_name(flight)} was lost"
@@ -246,8 +254,21 @@ class RayExecutor:
                 return False
             self._collect(flight)
         except self._ray.exceptions.RayError as error:
+            if self._may_answer_yet(flight, error):
+                return False
             flight.lost = _fate(error, self._node_name(flight))
+            self._looked_at = -1e9  # nothing more is sent there before the cluster was asked again
             return self._is_fenced(flight)
+        return True
+
+    def _may_answer_yet(self, flight: _Flight, error: Exception) -> bool:
+        """A node that cannot be reached right now: ask again, and send nothing else there meanwhile."""
+        now = time.monotonic()
+        silent = now - flight.heard_at > flight.fence_s
+        if not isinstance(error, self._ray.exceptions.ActorUnavailableError) or silent:
+            return False
+        self._shaky[flight.node] = now
+        flight.answer, flight.again_at = None, now + AGAIN_AFTER_S
         return True
 
     def _is_fenced(self, flight: _Flight) -> bool:

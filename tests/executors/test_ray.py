@@ -117,8 +117,12 @@ class TestRayExecutor(ExecutorContract):
         assert len({repr(o.device.get("uuid") or o.device["cores"]) for o in outcomes}) == 2
 
 
-class TestOnGpus(TestRayExecutor):
-    gpus = 1
+def test_gpus_are_given_out_whole(nodes, tmp_path):
+    executor = RayExecutor(gpus=1, home=tmp_path, lease_s=20)
+    case = TestRayExecutor()
+    case.home, case.made = tmp_path, 0
+    case.test_a_slot_is_one_whole_device(executor)
+    executor.close()
 
 
 def test_no_cluster(tmp_path, monkeypatch):

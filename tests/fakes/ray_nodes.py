@@ -39,7 +39,7 @@ class RayNodes:
         token.write_text(secrets.token_hex(32))
         token.chmod(0o600)
         self._mark = secrets.token_hex(8)
-        self._count = 0
+        self._started: list[subprocess.Popen[bytes]] = []
         self.host, self.port = host, _free_port()
         self.address = f"{host}:{self.port}"
         self.env = QUICK | {
@@ -93,13 +93,15 @@ class RayNodes:
                 continue
         return found
 
-    def kill(self, node: int | None = None, *, named: str = "") -> None:
-        """SIGKILL to all of them, at once."""
-        for pid in self.pids(node, named=named):
+    def kill(self, node: int | None = None, *, named: str = "") -> int:
+        """SIGKILL to all of them, at once; how many there were."""
+        found = self.pids(node, named=named)
+        for pid in found:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+        return len(found)
 
     def close(self) -> None:
         """End everything that was ever started on these nodes."""
@@ -107,12 +109,14 @@ class RayNodes:
         while self.pids() and time.monotonic() < deadline:
             self.kill()
             time.sleep(0.1)
+        for process in self._started:
+            process.wait(20)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(
         self, words: list[str], host: str, *, cpus: int, gpus: int, wrap: Sequence[str]
     ) -> int:
-        number, self._count = self._count, self._count + 1
+        number = len(self._started)
         command = [
             *wrap, sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start",
             *words, f"--node-ip-address={host}", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
@@ -125,6 +129,7 @@ class RayNodes:
                 env=os.environ | self.env | {"RAY_NODES": f"{self._mark}-{number};"},
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
             )  # fmt: skip
+        self._started.append(process)
         deadline = time.monotonic() + READY_WITHIN_S
         while "Ray runtime started" not in (said := log.read_text(errors="replace")):
             if process.poll() is not None or time.monotonic() > deadline:
