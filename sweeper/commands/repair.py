@@ -16,6 +16,7 @@ from typing import Any
 from sweeper import attempts, telling
 from sweeper.app import App
 from sweeper.commands import stages
+from sweeper.commands.facts import judged_facts, study_facts
 from sweeper.commands.look import find_trial
 from sweeper.errors import (
     EXIT_DONE,
@@ -30,7 +31,7 @@ from sweeper.search.base import Search
 from sweeper.spec import Control
 from sweeper.storage.base import STAGES, Store
 from sweeper.study import Study
-from sweeper.trial import AttemptFacts, Outcome
+from sweeper.trial import AttemptFacts, Outcome, StageName
 
 RELATIVE = 1e-9
 
@@ -97,7 +98,7 @@ def verify(args: argparse.Namespace) -> int:
         for record in records:
             declared = records[0].target
             name = telling.search_name(study.name, record.stage, record.target, declared)
-            problems += _search_differences(study, store, record.stage, open_search(name), name)
+            problems += search_differences(study, store, record.stage, open_search(name), name)
         for line in problems:
             app.say(line)
         app.say(
@@ -149,12 +150,26 @@ def same_curve(one: AttemptFacts, other: AttemptFacts) -> bool:
     )
 
 
-def _search_differences(
-    study: Study, store: Store, stage: Any, search: Search, name: str
+def _rejected(study: Study, store: Store, stage: StageName) -> set[tuple[str, int]]:
+    """Attempts that the validity gate rejects, whether it knows this stage alone or all of them."""
+    every = study_facts(study, store).stages.get(stage)
+    judged = [*judged_facts(study, store, stage), *(every.facts if every is not None else ())]
+    return {
+        (trial.trial.id, attempt.attempt)
+        for trial in judged
+        for attempt in trial.attempts
+        if attempt.outcome is Outcome.INVALID
+    }
+
+
+def search_differences(
+    study: Study, store: Store, stage: StageName, search: Search, name: str
 ) -> Iterator[str]:
+    """Where our tables and Optuna's study of a stage do not agree, one sentence each."""
     record = store.stage(study.name, stage)
     assert record is not None
     known = dict(search.known())
+    rejected = _rejected(study, store, stage)
     for trial in store.facts(study.name, stage):
         for stored in trial.attempts:
             key = telling.key(trial.trial, stored.attempt)
@@ -164,6 +179,8 @@ def _search_differences(
                 yield f"{key}: recorded, and Optuna's {name} does not have it"
             elif told.value is None and seen.state != "failed":
                 yield f"{key}: failed, and Optuna's {name} says {seen.state}"
+            elif seen.state == "failed" and (trial.trial.id, stored.attempt) in rejected:
+                continue  # Optuna has the validity gate's verdict, our tables what was measured
             elif told.value is not None and (
                 seen.state != "complete"
                 or seen.value is None

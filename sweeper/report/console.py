@@ -77,7 +77,7 @@ def status_table(document: Mapping[str, Any]) -> Group:
         took = f": {duration(time)}" if time is not None else ""
         name = "fastest" if final is None else "best"
         took = took if final is None else f": {significant(final, 5)}"
-        parts.append(Text(f"{name} so far: {plain(str(incumbent['label']))}{took}"))
+        parts.append(Text(f"{name} single run so far: {plain(str(incumbent['label']))}{took}"))
     if document.get("eta_s") is not None:
         parts.append(Text(f"about {rough(document['eta_s'])} left"))
     return Group(*parts)

@@ -16,5 +16,5 @@ def test_watching_a_stage_from_another_terminal(sweep, wait_until):
     seen = watch.finish()
     assert seen.code == 0
     assert "reached the target in" in seen.out
-    assert "fastest so far" in seen.out  # the table of `status` at the end
+    assert "fastest single run so far" in seen.out  # the table of `status` at the end
     assert sweep("status", study, "--watch").code == 0

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from sweeper.commands import repair
 from sweeper.errors import MixedFingerprints
 from sweeper.racing.validity import doubts_of, judge
 from sweeper.study import Validity
@@ -166,6 +167,19 @@ def test_an_invalid_trial_is_run_once_more(tmp_path):
     assert found.counted.validity == "valid"
     recorded = next(f for f in bench.store.facts("toy") if f.trial.id == "s1-A2")
     assert recorded.attempts[0].outcome is Outcome.REACHED  # facts stay as they were measured
+
+
+def test_what_optuna_was_told_of_an_invalid_run_is_no_difference(tmp_path):
+    """`db verify`: our tables have the time that was measured, Optuna that it does not count."""
+    bench = Loop(tmp_path, cap=True, player=throttled(1))
+    bench.run()
+    assert bench.search.known()["s1-A2"].state == "failed"
+    found = repair.search_differences(bench.study, bench.store, "stage1", bench.search, "toy")
+    assert list(found) == []
+    key = next(k for k, v in bench.search.known().items() if v.state == "complete")
+    bench.search.told[key] = bench.search.told["s1-A2"]
+    found = repair.search_differences(bench.study, bench.store, "stage1", bench.search, "toy")
+    assert [words.partition(":")[0] for words in found] == [key]
 
 
 def test_an_invalid_trial_is_never_ranked(tmp_path):
