@@ -58,7 +58,8 @@ name = "sleepers"
 [objective]
 target = 0.5
 [trainer]
-command = ["{{python}}", "{trainer}", "--run-for", "{seconds}", "--never", "--step-every", "50"]
+command = ["{{python}}", "{trainer}", "--run-for", "{seconds}", "--never", "--step-every", "50",
+  "--exit-code", "{{place}}"]
 [limits]
 steps = 1000000
 trial_s = 900
