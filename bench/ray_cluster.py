@@ -1,6 +1,6 @@
 """Over Ray: what a trial costs beside Ray Tune in the same cluster, and how many GPUs a loop keeps busy.
 
-Run: python bench/ray_cluster.py [--trials 12] [--rounds 3] [--gpus 1 10 30 100] [--out FILE]
+Run: python bench/ray_cluster.py [--trials 12] [--rounds 3] [--gpus 1 10 30 100] [--quickstart] [--out FILE]
 
 Overhead: from the end of one trial's training to the next one's first step, read by a trivial trainer
 itself, one trial at a time on one slot; `sweep --executor ray` (facts in a real Postgres, a runner and a
@@ -161,11 +161,61 @@ def scaling(place: Path, url: str, gpus: int, seconds: float) -> dict[str, objec
     }
 
 
+def quickstart(place: Path, url: str) -> dict[str, object]:
+    """Stage 1 of the quickstart on this machine and on three nodes: the same plan, the same losses?
+
+    Caps and forecasts cut trials at other steps when others run beside them, and a group that builds on
+    the fastest one depends on seconds: curves are compared over the steps that both have, of trials whose
+    configuration both ran.
+    """
+    found: dict[str, dict[str, tuple[object, dict[int, float]]]] = {}
+    plans: dict[str, object] = {}
+    with RayNodes() as cluster:
+        os.environ.update(cluster.env)
+        for _ in range(3):
+            cluster.add(cpus=1)
+        for where, words in (("local", ()), ("ray", ("--executor", "ray"))):
+            env = os.environ | {
+                "SWEEP_HOME": str(place / f"quickstart-{where}"),
+                "SWEEP_DATABASE_URL": fresh_database(url),
+            }
+            cli = [sys.executable, "-m", "sweeper.cli"]
+            plan = [*cli, "plan", "quickstart", "--stage", "1", "--json"]
+            said = subprocess.run(plan, env=env, cwd=ROOT, capture_output=True, check=True)
+            plans[where] = json.loads(said.stdout)["points"]
+            stage = [*cli, "stage1", "quickstart", *words]
+            subprocess.run(stage, env=env, cwd=ROOT, capture_output=True, check=False)
+            export = [*cli, "export", "quickstart", "--trials"]
+            said = subprocess.run(export, env=env, cwd=ROOT, capture_output=True, check=True)
+            rows = [json.loads(line) for line in said.stdout.splitlines()]
+            found[where] = {
+                row["id"]: (row["point"], {step: loss for _, step, _, loss in row["curve"]})
+                for row in rows
+            }
+            nodes = {row["device"].get("node") for row in rows}
+    compared = same = values = 0
+    for name, (point, curve) in found["local"].items():
+        other_point, other = found["ray"].get(name, (None, {}))
+        if other_point == point and (steps := set(curve) & set(other)):
+            compared += 1
+            values += len(steps)
+            same += all(curve[step] == other[step] for step in steps)
+    return {
+        "same_plan": plans["local"] == plans["ray"],
+        "nodes": len(nodes),
+        "trials": {where: len(trials) for where, trials in found.items()},
+        "trials_compared": compared,
+        "losses_compared": values,
+        "trials_with_every_loss_equal_bit_for_bit": same,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gpus", type=int, nargs="*", default=[1, 10, 30, 100])
+    parser.add_argument("--quickstart", action="store_true", help="also compare its losses")
     parser.add_argument("--sleep-s", type=float, default=60.0)
     parser.add_argument("--out", type=Path, default=BENCH / "results" / "ray_cluster.json")
     args = parser.parse_args()
@@ -174,6 +224,9 @@ def main() -> None:
     with workplace() as (place, server):
         if args.rounds:
             result["overhead"] = overhead(place, server.url, args.trials, args.rounds)
+        if args.quickstart:
+            result["quickstart"] = quickstart(place, server.url)
+            print(result["quickstart"], flush=True)
         result["scaling"] = []
         for gpus in args.gpus:
             os.environ["SWEEP_DEVICE_LOCKS"] = str(place / f"locks-{gpus}")
