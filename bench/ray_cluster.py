@@ -1,6 +1,6 @@
 """Over Ray: what a trial costs beside Ray Tune in the same cluster, and how many GPUs a loop keeps busy.
 
-Run: python bench/ray_cluster.py [--trials 12] [--rounds 3] [--gpus 1 10 30 100] [--quickstart] [--out FILE]
+Run: python bench/ray_cluster.py [--trials 12] [--rounds 3] [--gpus 1 10 30 100] [--quickstart]
 
 Overhead: from the end of one trial's training to the next one's first step, read by a trivial trainer
 itself, one trial at a time on one slot; `sweep --executor ray` (facts in a real Postgres, a runner and a
@@ -165,8 +165,8 @@ def quickstart(place: Path, url: str) -> dict[str, object]:
     """Stage 1 of the quickstart on this machine and on three nodes: the same plan, the same losses?
 
     Caps and forecasts cut trials at other steps when others run beside them, and a group that builds on
-    the fastest one depends on seconds: curves are compared over the steps that both have, of trials whose
-    configuration both ran.
+    the fastest one depends on seconds: curves are compared over the steps that both have, of trials
+    whose configuration both ran.
     """
     found: dict[str, dict[str, tuple[object, dict[int, float]]]] = {}
     plans: dict[str, object] = {}

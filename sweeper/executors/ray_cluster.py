@@ -172,7 +172,8 @@ class RayExecutor:
     def adopt(self, folder: Path) -> Slot | None:
         """Take over an attempt whose keeper an earlier orchestrator started.
 
-        Where its keeper is lost but its folder shared, this waits until its lease must have ended.
+        Where its keeper is lost but its folder shared, it counts as running until its lease must have
+        ended.
         """
         paths = AttemptPaths(folder)
         try:
@@ -182,8 +183,7 @@ class RayExecutor:
         try:
             keeper = self._ray.get_actor(_name(folder), namespace=NAMESPACE)
         except ValueError:
-            self._outlast(paths, spec)
-            return None
+            return self._outlast(paths, spec)
         node = next((n for n in self._nodes.values() if n.name == spec.device.get("node")), None)
         if node is None:
             return None
@@ -314,19 +314,16 @@ class RayExecutor:
             self._ray.kill(flight.keeper, no_restart=True)
         return replace(flight.submitted, fate=flight.lost)
 
-    def _outlast(self, paths: AttemptPaths, spec: AttemptSpec) -> None:
-        """Wait until a runner that nobody keeps must have ended, or has left its outcome."""
-        if spec.lease_s is None:
-            return
-        within_s = spec.lease_s + spec.grace_s + MARGIN_S
-        while not paths.outcome.exists():
-            try:
-                silent_s = time.time() - paths.lease.stat().st_mtime  # two machines' clocks
-            except OSError:
-                return
-            if silent_s > within_s:
-                return
-            time.sleep(0.2)
+    def _outlast(self, paths: AttemptPaths, spec: AttemptSpec) -> Slot | None:
+        """A place for an attempt that nobody keeps, until its runner must have ended with its lease."""
+        if spec.lease_s is None or not paths.lease.exists() or paths.outcome.exists():
+            return None
+        slot = Slot(f"adopted:{paths.folder}", spec.device, {})
+        fence_s = spec.lease_s + spec.grace_s + MARGIN_S
+        flight = _Flight(Submitted(paths.folder, slot), None, "", shared=True, fence_s=fence_s)
+        flight.lost = "its keeper was gone when the command was given again"
+        self._flights[str(paths.folder)] = flight
+        return slot
 
     def _node_name(self, flight: _Flight) -> str:
         node = self._nodes.get(flight.node)

@@ -139,3 +139,24 @@ def test_more_gpus_than_any_node_has(nodes, tmp_path):
 def test_a_kind_that_is_not_there(nodes, tmp_path):
     with pytest.raises(DeviceUnusable, match="no node of kind 'H100' "):
         RayExecutor(gpus=1, home=tmp_path, kind="H100")
+
+
+def test_an_attempt_whose_keeper_is_gone_counts_as_running_until_its_lease_has_ended(
+    nodes, tmp_path
+):
+    """Its node was lost while no command ran: whatever still runs there must end before the next try."""
+    executor = RayExecutor(gpus=0, home=tmp_path, lease_s=1)
+    case = TestRayExecutor()
+    case.home, case.made = tmp_path, 0
+    folder = case.started(executor, "--hang-at", "3")
+    executor.close()
+    nodes.kill(named="ray::RayKeeper")
+    nodes.kill(named="sweeper.runner")  # no outcome is left
+    following = RayExecutor(gpus=0, home=tmp_path, lease_s=1)
+    slot = following.adopt(folder)
+    assert slot is not None
+    assert slot not in following.slots()
+    assert following.wait(1.0) == []
+    (ended,) = case.all_gone(following, 1)
+    assert ended.fate == "its keeper was gone when the command was given again"
+    following.close()
