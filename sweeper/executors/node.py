@@ -54,20 +54,23 @@ NOT_FROM_NODES = (*NOT_FOR_TRAINERS, "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 def look(folder: str, mark: str) -> dict[str, Any]:
     """What a node says of itself; `mark` is the content of a file that shows a shared folder.
 
-    `kind` names the class that its times belong to: its GPUs' names, else its processor's.
+    `gpus` are the names of all its GPUs, "" where no driver shows one; `host` is its own name.
     """
-    gpus = find_gpus().gpus
-    host = machine()
+    hidden = os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # a task without GPUs is shown none
+    try:
+        gpus = find_gpus().gpus
+    finally:
+        if hidden is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = hidden
     try:
         shared = Path(folder).read_text(encoding="ascii") == mark
     except (OSError, ValueError):
         shared = False
     return {
         "sweep": __version__,
-        "python": sys.version.split()[0],
         "host": socket.gethostname(),
-        "cores": len(find_cores()),
-        "kind": ", ".join(sorted({g.name for g in gpus})) or str(host["processor"]),
+        "gpus": ", ".join(sorted({g.name for g in gpus})),
+        "processor": str(machine()["processor"]),
         "shared": shared,
     }
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import secrets
-import socket
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,42 +16,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sweeper import __version__
 from sweeper.errors import DeviceUnusable, DiskUnusable, EnvironmentUnusable
 from sweeper.executors.base import Slot, Submitted
 from sweeper.executors.node import PARCEL_FILES
+from sweeper.executors.ray_layout import NAMESPACE, Layout, Node, connect, first_line, only_on, want
 from sweeper.paths import AttemptPaths, make_private, write_whole
 from sweeper.spec import AttemptSpec
 
-NAMESPACE = "sweep"
 LEASE_S = 60.0
 """How long a node that the cluster's head cannot reach goes on with what it runs."""
 MARGIN_S = 10.0
 """What is added to lease and grace before an attempt on a lost node counts as ended."""
-AGAIN_AFTER_S, SHAKY_S = 1.0, 20.0
-NODES_EVERY_S = 2.0
-LOOK_WITHIN_S = 60.0
+PLACE_WITHIN_S = 30.0
+"""How long Ray may take to start an actor before people hear of it; it is waited for on and on."""
+AGAIN_AFTER_S = 1.0
 COLLECT_WITHIN_S = 120.0
-CONNECT_WITHIN_S = 10.0
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A node that answered: what it has, and what it says of itself."""
-
-    id: str
-    name: str
-    gpus: int
-    cpus: int
-    kind: str
-    host: str
-    shared: bool
-    trouble: str = ""
 
 
 @dataclass
 class _Flight:
-    """An attempt on a node. `answer` is the reference to what its keeper will say next."""
+    """An attempt on a node (by its id). `answer` is the reference to what its keeper will say next.
+
+    `heard_at` is when it last said something, `fence_s` how long after that something of it may still
+    run, `longest_s` how long it can last at all; `lost` says what became of it.
+    """
 
     submitted: Submitted
     keeper: Any
@@ -63,6 +49,9 @@ class _Flight:
     answer: Any = None
     heard_at: float = field(default_factory=time.monotonic)
     again_at: float = 0.0
+    longest_s: float = math.inf
+    heard: bool = False
+    waited_for: bool = False
     lost: str = ""
 
 
@@ -73,8 +62,6 @@ class RayExecutor:
     Ray. `note` hears what people should know.
     """
 
-    kinds: tuple[str, ...] = ()
-
     def __init__(
         self,
         *,
@@ -84,6 +71,7 @@ class RayExecutor:
         kind: str | None = None,
         slots: int | None = None,
         lease_s: float = LEASE_S,
+        place_within_s: float = PLACE_WITHIN_S,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Connect, and look at every node.
@@ -92,38 +80,27 @@ class RayExecutor:
             EnvironmentUnusable: Ray is not installed, or there is no cluster at the address.
             DeviceUnusable: no node can run anything, or they are of several kinds and none is named.
         """
-        self._ray = _import_ray()
         self._gpus, self._home = gpus, home
-        self._kind, self._most, self._lease_s, self._note = kind, slots, lease_s, note
+        self._most, self._lease_s, self._note = slots, lease_s, note
+        self._place_within_s = place_within_s
         self._flights: dict[str, _Flight] = {}
-        self._nodes: dict[str, _Node] = {}
-        self._slots: tuple[Slot, ...] = ()
-        self._places: dict[str, tuple[_Node, int, int]] = {}  # of a slot: node, which, of how many
-        self._shaky: dict[str, float] = {}  # nodes that did not answer, and when that was
-        self._alive: frozenset[str] = frozenset()
-        self._looked_at = -1e9
-        self._connect(address)
+        self._ray = connect(address)
         if slots:
-            self._want(slots)
-        self._refresh()
-        if not self._slots:
-            raise DeviceUnusable(self._why_none())
+            want(slots, gpus)
+        self._layout = Layout(self._ray, gpus=gpus, home=home, kind=kind, most=slots, note=note)
+        if not self._layout.slots:
+            raise DeviceUnusable(self._layout.why_none())
 
     # -- the seam --------------------------------------------------------------------------------
 
     def slots(self) -> Sequence[Slot]:
         """All places on the nodes that are there now; nodes come and go."""
-        self._refresh()
-        return self._slots
+        self._layout.refresh()
+        return self._layout.slots
 
     def trouble(self, slot: Slot) -> str:
         """See `Executor.trouble`; what the node's own devices say, its runner finds out."""
-        if slot not in self._slots:
-            return "its node has left the cluster"
-        node = self._places[slot.name][0]
-        if time.monotonic() - self._shaky.get(node.id, -1e9) < SHAKY_S:
-            return "its node does not answer now"
-        return ""
+        return self._layout.trouble(slot)
 
     def submit(self, spec: Path, slot: Slot) -> None:
         """Send an attempt to a slot's node.
@@ -132,7 +109,7 @@ class RayExecutor:
             EnvironmentUnusable: it needs a checkpoint, and the node has no way to it; or Ray refuses.
             DiskUnusable: its files cannot be read.
         """
-        node, place, of = self._places[slot.name]
+        node, place, of = self._layout.place(slot)
         asked = AttemptSpec.read(spec)
         if not node.shared and (asked.start_from or asked.continues):
             raise EnvironmentUnusable(
@@ -158,7 +135,7 @@ class RayExecutor:
             "lifetime": "detached",
             "max_restarts": 0,
             "max_task_retries": 0,
-            "scheduling_strategy": self._only_on(node.id),
+            "scheduling_strategy": only_on(node.id),
             **({"num_gpus": self._gpus, "num_cpus": 0} if self._gpus else {"num_cpus": 1}),
         }
         from sweeper.executors.ray_node import RayKeeper  # noqa: PLC0415
@@ -167,7 +144,7 @@ class RayExecutor:
             keeper = self._ray.remote(RayKeeper).options(**options).remote(parcel)
         except ValueError as error:
             raise EnvironmentUnusable(f"{asked.trial}: Ray refuses its actor: {error}") from None
-        self._follow(Submitted(spec.parent, slot), keeper, node, asked.grace_s)
+        self._follow(Submitted(spec.parent, slot), keeper, node, asked)
 
     def adopt(self, folder: Path) -> Slot | None:
         """Take over an attempt whose keeper an earlier orchestrator started.
@@ -184,19 +161,19 @@ class RayExecutor:
             keeper = self._ray.get_actor(_name(folder), namespace=NAMESPACE)
         except ValueError:
             return self._outlast(paths, spec)
-        node = next((n for n in self._nodes.values() if n.name == spec.device.get("node")), None)
+        node = self._layout.named(spec.device.get("node"))
         if node is None:
             return None
-        known = next((s for s in self._slots if s.name == spec.device.get("slot")), None)
+        known = next((s for s in self._layout.slots if s.name == spec.device.get("slot")), None)
         slot = known or Slot(f"adopted:{folder}", spec.device, {})
-        self._follow(Submitted(folder, slot), keeper, node, spec.grace_s)
+        self._follow(Submitted(folder, slot), keeper, node, spec)
         return slot
 
     def wait(self, timeout_s: float) -> Sequence[Submitted]:
         """Attempts that have ended, or that are lost and cannot be running any more."""
         deadline = time.monotonic() + timeout_s
         while True:
-            self._refresh()
+            self._layout.refresh()
             gone = [f for f in list(self._flights.values()) if self._is_over(f)]
             if gone:
                 return [self._let_go(flight) for flight in gone]
@@ -214,14 +191,15 @@ class RayExecutor:
         self._flights.clear()
         if self._ray.is_initialized():
             if self._most:
-                self._want(0)
+                want(0, self._gpus)
             self._ray.shutdown()
 
     # -- one attempt -----------------------------------------------------------------------------
 
-    def _follow(self, submitted: Submitted, keeper: Any, node: _Node, grace_s: float) -> None:
-        fence_s = self._lease_s + grace_s + MARGIN_S
+    def _follow(self, submitted: Submitted, keeper: Any, node: Node, spec: AttemptSpec) -> None:
+        fence_s = self._lease_s + spec.grace_s + MARGIN_S
         flight = _Flight(submitted, keeper, node.id, node.shared, fence_s)
+        flight.longest_s = fence_s + spec.startup_s + spec.trial_s + spec.grace_s
         self._flights[str(submitted.folder)] = flight
         self._ask(flight)
 
@@ -242,12 +220,11 @@ class RayExecutor:
         if flight.answer is None and time.monotonic() >= flight.again_at:
             self._ask(flight)
         if flight.answer is None or not self._ray.wait([flight.answer], timeout=0)[0]:
-            if flight.node not in self._alive:
-                flight.lost = f"its node {self._node_name(flight)} was lost"
+            self._look_after_silence(flight)
             return bool(flight.lost) and self._is_fenced(flight)
         try:
             answer = self._ray.get(flight.answer)
-            flight.heard_at = time.monotonic()
+            flight.heard_at, flight.heard = time.monotonic(), True
             if not answer["ended"]:
                 self._take(flight, answer)
                 self._ask(flight)
@@ -256,10 +233,25 @@ class RayExecutor:
         except self._ray.exceptions.RayError as error:
             if self._may_answer_yet(flight, error):
                 return False
-            flight.lost = _fate(error, self._node_name(flight))
-            self._looked_at = -1e9  # nothing more is sent there before the cluster was asked again
+            flight.lost = _fate(error, self._layout.name_of(flight.node))
+            self._layout.refresh(now=True)  # nothing more is sent there
             return self._is_fenced(flight)
         return True
+
+    def _look_after_silence(self, flight: _Flight) -> None:
+        """A node that is gone, that does not give the place, or that was not heard of for too long."""
+        silent_s = time.monotonic() - flight.heard_at
+        if not self._layout.is_alive(flight.node):
+            flight.lost = f"its node {self._layout.name_of(flight.node)} was lost"
+        elif flight.heard and silent_s > flight.longest_s:
+            flight.lost = f"nothing was heard of it for {silent_s:.0f} s, longer than it may last"
+        elif not flight.heard and silent_s > self._place_within_s and not flight.waited_for:
+            flight.waited_for = True
+            self._note(
+                f"{flight.submitted.folder.parent.name}: Ray has not given it its place on "
+                f"{self._layout.name_of(flight.node)} for {silent_s:.0f} s; others on the cluster may "
+                "have it"
+            )
 
     def _may_answer_yet(self, flight: _Flight, error: Exception) -> bool:
         """A node that cannot be reached right now: ask again, and send nothing else there meanwhile."""
@@ -267,7 +259,7 @@ class RayExecutor:
         silent = now - flight.heard_at > flight.fence_s
         if not isinstance(error, self._ray.exceptions.ActorUnavailableError) or silent:
             return False
-        self._shaky[flight.node] = now
+        self._layout.did_not_answer(flight.node)
         flight.answer, flight.again_at = None, now + AGAIN_AFTER_S
         return True
 
@@ -325,139 +317,6 @@ class RayExecutor:
         self._flights[str(paths.folder)] = flight
         return slot
 
-    def _node_name(self, flight: _Flight) -> str:
-        node = self._nodes.get(flight.node)
-        return node.name if node is not None else flight.node[:8]
-
-    # -- the cluster -----------------------------------------------------------------------------
-
-    def _connect(self, address: str | None) -> None:
-        where = address or os.environ.get("RAY_ADDRESS") or "auto"
-        _need_listener(where)  # Ray itself would go on trying for minutes
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            self._ray.init(
-                address=where, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR"
-            )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise EnvironmentUnusable(
-                f"no Ray cluster at {where}: {_first_line(error)}. Start one (`ray start --head`, see "
-                "docs/scaling.md) or name it: --address HOST:PORT, RAY_ADDRESS; with "
-                "RAY_AUTH_MODE=token both ends need the same token"
-            ) from None
-
-    def _want(self, places: int) -> None:
-        """Ask the cluster's autoscaler, if it has one, for so many places; 0 takes that back."""
-        from ray.autoscaler.sdk import request_resources  # noqa: PLC0415
-
-        bundle = {"GPU": self._gpus} if self._gpus else {"CPU": 1}
-        with contextlib.suppress(Exception):  # a cluster of fixed size has nobody to ask
-            request_resources(bundles=[bundle] * places)
-
-    def _refresh(self) -> None:
-        """Look at the cluster again when that is due: nodes that came, nodes that went."""
-        now = time.monotonic()
-        if now - self._looked_at < NODES_EVERY_S:
-            return
-        self._looked_at = now
-        with contextlib.suppress(self._ray.exceptions.RayError):
-            rows = [row for row in self._ray.nodes() if row["Alive"]]
-            alive = frozenset(row["NodeID"] for row in rows)
-            new = [row for row in rows if row["NodeID"] not in self._nodes]
-            if alive == self._alive and not new:
-                return
-            self._alive = alive
-            self._nodes |= self._look_at(new)
-            self._slots = self._lay_out()
-
-    def _look_at(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, _Node]:
-        """Ask each of these nodes, all at once, what it is; one that cannot say is of no use."""
-        from sweeper.executors.ray_node import look_at_node  # noqa: PLC0415
-
-        mark, folder = secrets.token_hex(16), self._home / f".seen-by-{secrets.token_hex(4)}"
-        make_private(self._home)
-        write_whole(folder, mark, lasting=False)
-        task = self._ray.remote(look_at_node)
-        asked = {
-            row["NodeID"]: task.options(
-                num_cpus=0, max_retries=0, scheduling_strategy=self._only_on(row["NodeID"])
-            ).remote(str(folder), mark)
-            for row in rows
-        }
-        found = {}
-        try:
-            deadline = time.monotonic() + LOOK_WITHIN_S
-            for row in rows:
-                left_s = max(0.1, deadline - time.monotonic())
-                try:
-                    said = self._ray.get(asked[row["NodeID"]], timeout=left_s)
-                except self._ray.exceptions.RayError as error:
-                    said = {"trouble": f"it cannot say what it is: {_first_line(error)}"}
-                found[row["NodeID"]] = _node(row, said)
-        finally:
-            with contextlib.suppress(OSError):
-                folder.unlink()
-        for node in found.values():
-            if node.trouble:
-                self._note(f"node {node.name} is left out: {node.trouble}")
-        return found
-
-    def _lay_out(self) -> tuple[Slot, ...]:
-        """Slots on the living nodes of our kind, numbered through where nodes share a host."""
-        usable = [n for i, n in sorted(self._nodes.items()) if i in self._alive and not n.trouble]
-        able = [n for n in usable if (n.gpus // self._gpus if self._gpus else n.cpus)]
-        kinds = sorted({n.kind for n in able})
-        self.kinds = tuple(kinds)
-        if self._kind is None and len(kinds) > 1:
-            counts = ", ".join(f"{k!r} ({sum(n.kind == k for n in able)} nodes)" for k in kinds)
-            raise DeviceUnusable(
-                f"the cluster has nodes of {len(kinds)} kinds: {counts}. Times are compared within one "
-                "kind only: --node-kind NAME for one of them, --node-kind each for all, each with the "
-                "whole plan"
-            )
-        if self._kind is None and kinds:
-            self._kind = kinds[0]  # nodes of other kinds that join later are not for this sweep
-        able = [n for n in able if self._kind in ("", n.kind)]
-        hosts: dict[str, int] = {}
-        for node in able:
-            hosts[node.host] = hosts.get(node.host, 0) + self._room(node)
-        seen: dict[str, int] = {}
-        slots = []
-        for node in able:
-            for k in range(self._room(node)):
-                place = seen[node.host] = seen.get(node.host, -1) + 1
-                slots.append(self._slot(node, k, place, hosts[node.host]))
-        return tuple(slots[: self._most])
-
-    def _room(self, node: _Node) -> int:
-        return node.gpus // self._gpus if self._gpus else node.cpus
-
-    def _slot(self, node: _Node, k: int, place: int, of: int) -> Slot:
-        name = f"{node.name}/{'gpu' if self._gpus else 'cpu'}{k}"
-        device = {
-            "kind": "cuda" if self._gpus else "cpu",
-            "node": node.name,
-            "node_kind": node.kind,
-            "slot": name,
-        }
-        self._places[name] = (node, place, of)
-        return Slot(name, device, {})
-
-    def _only_on(self, node: str) -> Any:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
-
-        return NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-
-    def _why_none(self) -> str:
-        said = "; ".join(f"{n.name}: {n.trouble}" for n in self._nodes.values() if n.trouble)
-        need = f"{self._gpus} GPU(s)" if self._gpus else "a processor"
-        kinds = sorted({n.kind for n in self._nodes.values() if not n.trouble})
-        asked = f" of kind {self._kind!r} (there are: {', '.join(kinds)})" if self._kind else ""
-        return f"no node{asked} of the Ray cluster has {need} for a trial" + (
-            f"; left out: {said}" if said else ""
-        )
-
 
 def kinds(gpus: int, home: Path, address: str | None) -> tuple[str, ...]:
     """The kinds of a cluster's nodes that can run trials of so many GPUs.
@@ -465,57 +324,14 @@ def kinds(gpus: int, home: Path, address: str | None) -> tuple[str, ...]:
     Raises:
         EnvironmentUnusable, DeviceUnusable: as `RayExecutor`.
     """
-    executor = RayExecutor(gpus=gpus, home=home, address=address, kind="")
-    executor.close()
-    return executor.kinds
-
-
-def _import_ray() -> Any:
+    ray = connect(address)
     try:
-        import ray  # noqa: PLC0415
-    except ImportError:
-        raise EnvironmentUnusable(
-            "--executor ray needs Ray: pip install 'sweep-ttt[ray]', here and on every node"
-        ) from None
-    return ray
-
-
-def _need_listener(address: str) -> None:
-    """Refuse HOST:PORT at which nothing listens; other forms of an address are Ray's to judge.
-
-    Raises:
-        EnvironmentUnusable: nothing answers there.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_WITHIN_S).close()
-    except OSError as error:
-        raise EnvironmentUnusable(
-            f"no Ray cluster at {address}: {error}. Start one (`ray start --head`, see "
-            "docs/scaling.md) or name another: --address HOST:PORT, RAY_ADDRESS"
-        ) from None
-
-
-def _node(row: Mapping[str, Any], said: Mapping[str, Any]) -> _Node:
-    resources = row["Resources"]
-    trouble = said.get("trouble", "")
-    if not trouble and said["sweep"] != __version__:
-        trouble = f"it has sweep {said['sweep']}, this is {__version__}: install the same"
-    declared = sorted(
-        k.removeprefix("accelerator_type:") for k in resources if k.startswith("accelerator_type:")
-    )
-    return _Node(
-        id=row["NodeID"],
-        name=f"{row['NodeManagerAddress']}-{row['NodeID'][:6]}",
-        gpus=int(resources.get("GPU", 0)),
-        cpus=int(resources.get("CPU", 0)),
-        kind=", ".join(declared) or said.get("kind", ""),
-        host=said.get("host", ""),
-        shared=bool(said.get("shared")),
-        trouble=trouble,
-    )
+        layout = Layout(ray, gpus=gpus, home=home, kind="", most=None, note=lambda _: None)
+    finally:
+        ray.shutdown()
+    if not layout.slots:
+        raise DeviceUnusable(layout.why_none())
+    return layout.kinds
 
 
 def _name(folder: Path) -> str:
@@ -542,10 +358,5 @@ def _fate(error: Exception, node: str) -> str:
     if "NodeDied" in kind:
         return f"its node {node} was lost"
     if "Died" in kind or "Unavailable" in kind or "Crashed" in kind:
-        return f"its worker process on {node} died ({_first_line(error)})"
-    return f"its keeper on {node} failed: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+        return f"its worker process on {node} died ({first_line(error)})"
+    return f"its keeper on {node} failed: {first_line(error)}"

@@ -160,3 +160,31 @@ def test_an_attempt_whose_keeper_is_gone_counts_as_running_until_its_lease_has_e
     (ended,) = case.all_gone(following, 1)
     assert ended.fate == "its keeper was gone when the command was given again"
     following.close()
+
+
+def test_a_place_that_others_on_the_cluster_have(nodes, tmp_path):
+    """It is waited for, and people hear why; when it is free the attempt runs."""
+    said = []
+    executor = RayExecutor(gpus=1, home=tmp_path, lease_s=20, place_within_s=1.0, note=said.append)
+    import ray
+
+    class Other:
+        def hello(self):
+            return "hello"
+
+    others = [ray.remote(num_gpus=1, num_cpus=0)(Other).remote() for _ in executor.slots()]
+    ray.get([other.hello.remote() for other in others], timeout=60)
+    case = TestRayExecutor()
+    case.home, case.made = tmp_path, 0
+    slot = executor.slots()[0]
+    executor.submit(case.prepare(slot), slot)
+    deadline = time.monotonic() + 30
+    while not said:
+        assert executor.wait(0.5) == []
+        assert time.monotonic() < deadline
+    assert "Ray has not given it its place" in said[0]
+    for other in others:
+        ray.kill(other)
+    case.all_gone(executor, 1)
+    assert len(said) == 1
+    executor.close()
