@@ -66,7 +66,7 @@ def test_the_same_plan_and_the_same_losses_as_on_this_machine(sweep, nodes):
 @pytest.mark.parametrize("part", ["everything of the node", "ray::RayKeeper"])
 def test_what_is_killed_is_run_again(sweep, nodes, wait_until, part):
     """A node (its power), a node's Ray, a worker: nothing is lost, counted twice or left running."""
-    study = sweep.write(trivial="", tau_s=3.0, step_s=0.02, few=True)
+    study = sweep.write(trivial="", tau_s=6.0, step_s=0.1, few=True)
     stage = sweep.start("stage1", str(study), *ON_RAY, **nodes.env)
     wait_until(lambda: len(sweep.running()) >= 2, "two trials are under way")
     tokens = [known["token"] for known in sweep.running()]
