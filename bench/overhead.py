@@ -101,11 +101,16 @@ def bare(trials: int, folder: Path) -> dict[str, object]:
     return {"idle_ms": idle_ms(marks), "cpu_ms": 1e3 * (children_cpu_s() - before) / trials}
 
 
+def study(folder: Path, trials: int) -> str:
+    """The study of so many trials, whose marks are in the folder."""
+    places = ", ".join(map(str, range(1, trials + 1)))
+    return STUDY.format(bench=BENCH, marks=folder / "marks", trials=trials, places=places)
+
+
 def sweep(trials: int, folder: Path, url: str, server: int, *words: str) -> dict[str, object]:
     """The same trials as a stage of a study, through the command line."""
     marks = folder / "marks"
-    places = ", ".join(map(str, range(1, trials + 1)))
-    text = STUDY.format(bench=BENCH, marks=marks, trials=trials, places=places)
+    text = study(folder, trials)
     if "--exec" in words:  # a trainer that cannot be imported: only its runner is forked
         text = text.replace('module = "ten_lines"\n', "")
     (folder / "study.toml").write_text(text, encoding="utf-8")

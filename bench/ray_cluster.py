@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from measuring import BENCH, ROOT, fresh_database, gaps_s, machine, outcomes, run_sweep, workplace
-from overhead import STUDY
+from overhead import study
 
 sys.path.insert(0, str(ROOT / "tests" / "fakes"))
 from ray_nodes import RayNodes
@@ -83,11 +83,9 @@ from_top = 2
 
 
 def sweep(folder: Path, trials: int, url: str) -> list[float]:
-    marks, places = folder / "marks", ", ".join(map(str, range(1, trials + 1)))
-    text = STUDY.format(bench=BENCH, marks=marks, trials=trials, places=places)
-    (folder / "study.toml").write_text(text, encoding="utf-8")
+    (folder / "study.toml").write_text(study(folder, trials), encoding="utf-8")
     run_sweep(folder, url, "--executor", "ray")
-    return gaps_s(marks)
+    return gaps_s(folder / "marks")
 
 
 def tune(folder: Path, trials: int, how: str) -> list[float]:

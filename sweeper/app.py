@@ -121,6 +121,10 @@ class App:
             StudyError: there is none, or it is wrong.
         """
         study, kind = self.study_of_all_kinds(quiet=quiet), self._args.node_kind
+        if kind == "each":
+            raise StudyError(
+                "--node-kind each is for stage1, stage2, confirm and run: name one kind"
+            )
         try:
             return study if kind is None else study.block(kind)
         except ValueError as error:

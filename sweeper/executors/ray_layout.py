@@ -213,7 +213,7 @@ def connect(address: str | None) -> Any:
         import ray  # noqa: PLC0415
     except ImportError:
         raise EnvironmentUnusable(
-            "--executor ray needs Ray: pip install 'sweep-ttt[ray]', here and on every node"
+            "--executor ray needs Ray: pip install '.[ray]' in the clone, here and on every node"
         ) from None
     where = address or os.environ.get("RAY_ADDRESS") or "auto"
     _need_listener(where)  # Ray itself would go on trying for minutes
@@ -221,7 +221,7 @@ def connect(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address=where, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         raise EnvironmentUnusable(
             f"no Ray cluster at {where}: {first_line(error)}. Start one (`ray start --head`, see "
             "docs/scaling.md) or name it: --address HOST:PORT, RAY_ADDRESS; with "

@@ -125,6 +125,8 @@ def test_no_cluster_and_no_token(sweep, tmp_path):
     assert "ray start --head" in done.text
     done = sweep("stage1", str(study), "--node-kind", "H100", exit=3)
     assert "--node-kind is for --executor ray" in done.text
+    done = sweep("status", str(study), "--node-kind", "each", exit=2)
+    assert "name one kind" in done.text
 
 
 class Namespaces:
