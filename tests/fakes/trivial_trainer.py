@@ -59,6 +59,7 @@ def arguments() -> argparse.Namespace:
     add("--step-every", type=int, default=1, help="emit a step event every so many steps; 0: none")
     add("--noise", type=float, default=0.0, help="log-normal noise of tau, drawn from the seed")
     add("--startup", type=float, default=0.0, help="sleep this long before the first event")
+    add("--wait-for", type=Path, help="no first event before this file is there")
     add("--compile", type=float, default=0.0, help="sleep this long in the compile phase")
     add("--reach-at", type=int, help="loss falls linearly so that the target is met at this step")
     add("--never", action="store_true", help="the loss stays at 4")
@@ -281,6 +282,8 @@ class Trainer:
     def run(self) -> None:
         options = self.options
         time.sleep(options.startup)
+        while options.wait_for and not options.wait_for.exists():
+            time.sleep(0.05)
         self.misbehave_early()
         self.clock["startup"] = 0.1 if options.virtual_clock else time.monotonic() - self.born_at
         more = {}

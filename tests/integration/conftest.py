@@ -66,7 +66,7 @@ gate = false  # other tests have the same processors
 steps = {steps}
 trial_s = {trial_s}
 silence_s = 30
-startup_s = 60
+startup_s = {startup_s}
 grace_s = 1
 
 [resources]
@@ -267,6 +267,7 @@ class Sweep:
             "fallback": [],
             "steps": 400,
             "trial_s": 100,
+            "startup_s": 60,
             "tau_s": 1.0,
             "step_s": 0.1,
         } | values

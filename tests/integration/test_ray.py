@@ -84,13 +84,17 @@ def test_what_is_killed_is_run_again(sweep, nodes, wait_until, part):
     sweep("db", "verify", str(study))
 
 
-def test_the_command_is_killed_and_given_again(sweep, nodes, wait_until):
-    study = sweep.write(trivial="", tau_s=3.0, step_s=0.02, few=True)
+def test_the_command_is_killed_and_given_again(sweep, nodes, wait_until, tmp_path):
+    go_on = tmp_path / "go-on"
+    study = sweep.write(trivial=f"--virtual-clock --wait-for {go_on}", startup_s=300, few=True)
     stage = sweep.start("stage1", str(study), *ON_RAY, **nodes.env)
     wait_until(lambda: len(sweep.running()) >= 2, "two trials are under way")
     stage.kill()
-    done = sweep("stage1", str(study), *ON_RAY, **nodes.env)
-    assert "still running, taken over" in done.text
+    again = sweep.start("stage1", str(study), *ON_RAY, **nodes.env)
+    wait_until(lambda: "still running, taken over" in again.said("out"), "both are taken over")
+    go_on.touch()
+    done = again.finish(300)
+    assert done.code == 0, done.text
     facts = sweep.facts(study)
     assert [f["outcome"] in ("reached", "censored") for f in facts] == [True] * 5
 
