@@ -64,7 +64,7 @@ def prepare_fineweb(out: Path, shards: int, say: Say) -> None:
     except ImportError:
         raise ConfigError(
             "prepare fineweb: the package huggingface_hub is not installed; expected it for a "
-            'download (pip install "sweep-ttt[prepare]")'
+            'download (in the clone: pip install -e ".[prepare]")'
         ) from None
     names = ["fineweb_val_000000.bin"]
     names += [f"fineweb_train_{number:06d}.bin" for number in range(1, shards + 1)]
@@ -114,7 +114,7 @@ def _merges_of_tokenizers(text: str, vocabulary: int) -> list[Pair]:
     except ImportError:
         raise ConfigError(
             "prepare bpe --tokenizers: the package tokenizers is not installed; leave the option out, "
-            'or install it (pip install "sweep-ttt[tokenizers]")'
+            'or install it (in the clone: pip install -e ".[tokenizers]")'
         ) from None
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -34,7 +34,7 @@ def write_runs(
         from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: PLC0415
     except ImportError:
         raise EnvironmentUnusable(
-            "export --format tensorboard needs the extra: pip install 'sweep-ttt[tensorboard]'"
+            "export --format tensorboard needs the extra: in the clone, pip install -e '.[tensorboard]'"
         ) from None
     if folder.exists() and any(folder.iterdir()):
         raise EnvironmentUnusable(f"--out {folder}: is not empty; choose another folder")

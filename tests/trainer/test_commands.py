@@ -233,7 +233,7 @@ def test_fineweb_without_its_client_or_a_network_is_refused_clearly(tmp_path, mo
     command = ["prepare", "fineweb", "--out", str(tmp_path / "f")]
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if it were not installed
     assert main(command) == 2
-    assert 'pip install "sweep-ttt[prepare]"' in capsys.readouterr().err
+    assert 'in the clone: pip install -e ".[prepare]"' in capsys.readouterr().err
 
     def offline(*_, **__):
         raise ConnectionError("no route to host\nmore")
