@@ -17,6 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 
@@ -103,6 +104,11 @@ def outcomes(folder: Path) -> list[dict[str, object]]:
 
 def gaps_s(marks: Path) -> list[float]:
     """From each end of training to the next beginning, in order."""
+    return [b["at"] - a["at"] for a, b in turns(marks)]
+
+
+def turns(marks: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every end of training with the beginning that follows it, as they were marked."""
     found = [json.loads(line) for line in marks.read_text(encoding="utf-8").splitlines()]
     pairs = itertools.pairwise(found)
-    return [b["at"] - a["at"] for a, b in pairs if (a["mark"], b["mark"]) == ("ended", "began")]
+    return [(a, b) for a, b in pairs if (a["mark"], b["mark"]) == ("ended", "began")]

@@ -13,9 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+OWN = ("data", "compile", "eval", "checkpoint")
+"""Phases before the first step that are the trial's own work, however it was started."""
 
-def mark(kind: str) -> None:
-    line = json.dumps({"mark": kind, "at": time.monotonic()})
+
+def mark(kind: str, **more: float) -> None:
+    line = json.dumps({"mark": kind, "at": time.monotonic(), **more})
     with open(os.environ["BENCH_MARKS"], "a", encoding="utf-8") as file:
         file.write(line + "\n")
 
@@ -30,7 +33,8 @@ def add_marks() -> None:
 
     def marked_step(self: TrainingLoop) -> None:
         if self.progress.step == 0:
-            mark("began")
+            spent = self.clock.read()
+            mark("began", own_s=sum(spent[phase] for phase in OWN))
         step(self)
 
     def marked_run(self: TrainingLoop) -> Any:
