@@ -5,25 +5,24 @@ It must not know which executor, database or sampler it was given.
 
 from __future__ import annotations
 
-import errno
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sweeper import attempts, checkpoints, oom, run_folders, starts, telling
+from sweeper import attempts, checkpoints, oom, run_folders, starts
 from sweeper.behind import Behind
-from sweeper.errors import EnvironmentUnusable, MixedFingerprints, PlanError
+from sweeper.errors import DiskUnusable, EnvironmentUnusable, MixedFingerprints, PlanError
 from sweeper.executors.base import Executor, Slot
 from sweeper.gate import Gate
-from sweeper.objective import TimeToTarget, time_to_target
-from sweeper.paths import AttemptPaths, Home
+from sweeper.paths import Home
 from sweeper.patience import Patient
 from sweeper.places import Places
 from sweeper.progress import Progress
 from sweeper.racing.reach import effective_target
+from sweeper.records import Records
 from sweeper.search.base import Search
 from sweeper.spec import CANCELLED
 from sweeper.stages import Stage
@@ -32,7 +31,6 @@ from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.trial import (
     UNRANKED,
-    AttemptFacts,
     Outcome,
     PlannedTrial,
     Reason,
@@ -41,8 +39,6 @@ from sweeper.trial import (
 
 LEASE_TTL_S = 30.0
 TICK_S = 0.2
-CLAIM_WITHIN_S = 10.0
-VANISHED = "its runner ended without leaving an outcome"
 # Attempts per trial that may end for such a reason before the trial has failed for good.
 # Infrastructure is worth another try; a configuration that fails once fails again.
 TRIES: Mapping[Reason, int] = {
@@ -111,8 +107,6 @@ class StageRun:
 
     def __post_init__(self) -> None:
         self.store = cast(Store, self._patient(self.store))
-        self._facts: dict[str, TrialFacts] = {}  # as recorded
-        self._judged: dict[str, TrialFacts] = {}  # with the verdicts of the validity gate
         self._running: dict[str, Running] = {}
         self._started = 0
         self._began_at = time.monotonic()
@@ -131,7 +125,19 @@ class StageRun:
         validity = self.study.trust
         if self.stage.name in UNRANKED:  # a run on a busy device leaves the same checkpoint
             validity = validity.model_copy(update={"gate": False})
-        self._gate = Gate(validity, self.stage.race.earlier, self._say_later)
+        self._records = Records(
+            study=self.study,
+            stage=self.stage.name,
+            store=self.store,
+            search=self._open_search,
+            executor=self.executor,
+            home=self.home,
+            lease=self.lease,
+            progress=self.progress,
+            behind=self._behind,
+            gate=Gate(validity, self.stage.race.earlier, self._say_later),
+            target=self.target,
+        )
 
     def run(self) -> StageEnd:
         """Run, or resume, the stage until nothing is left to do or a reason to stop.
@@ -143,7 +149,7 @@ class StageRun:
         self._freeze()
         self._reconcile()
         self._behind.do_all()
-        self._synchronise_search()
+        self._records.synchronise()
         self.progress.stage_started(self._plan, self._done())
         while True:
             self._catch_up()
@@ -172,62 +178,26 @@ class StageRun:
             exploratory=self.exploratory,
         )
         self._plan = self._record.plan
-        for facts in self.store.facts(self.study.name, name):
-            self._facts[facts.trial.id] = facts
-        run_folders.need_them(self.home, self.store, self.study.name, self._facts.values())
+        self._records.load()
         self._keep_document()
         if self.stage.keep is not None:  # an earlier command may have gone over to a fallback
-            self.target = self._steering.target = self._record.effective_target
+            self._aim_at(self._record.effective_target)
         self._changed()
         if self.retry_failed:
             self._to_retry = {
                 i
-                for i, f in self._facts.items()
+                for i, f in self._records.facts.items()
                 if f.counted is not None and f.counted.outcome is Outcome.FAILED
             }
 
     def _reconcile(self) -> None:
         """Attempts that an earlier orchestrator began: record, adopt, or declare lost."""
-        trials = {t.id: t for t in self._plan.trials}
-        for begun in self.store.running(self.study.name):
-            trial = trials.get(begun.trial_id)
-            if trial is None:  # another stage's: its own command will look at it
-                continue
-            paths = self.home.attempt(self.study.name, trial.id, begun.attempt)
-            # also where it has ended: what it may have left running is ended by whoever looks next
-            slot = (
-                self.executor.adopt(paths.folder) if paths.outcome.exists() else self._adopt(paths)
-            )
-            known = Running(trial, begun.attempt, paths, slot, attempts.Follow(paths))
-            if slot is not None:
-                self._running[str(paths.folder)] = known
-                self.progress.note(f"{trial.id}: still running, taken over")
+        for known in self._records.left(self._plan):
+            if known.slot is not None:
+                self._running[str(known.paths.folder)] = known
+                self.progress.note(f"{known.trial.id}: still running, taken over")
             else:  # it has ended, or vanished without an outcome
                 self._record_ended(known)
-
-    def _adopt(self, paths: AttemptPaths) -> Slot | None:
-        """The slot in which an attempt still runs; None when it does not, and never will again."""
-        deadline = time.monotonic() + CLAIM_WITHIN_S
-        while True:
-            slot = self.executor.adopt(paths.folder)
-            if slot is not None or attempts.give_up(paths, VANISHED):
-                return slot
-            if time.monotonic() >= deadline:
-                raise EnvironmentUnusable(
-                    f"{paths.folder}: a runner has it and does not say who it is (frozen?); end the "
-                    "process `python -m sweeper.runner` of this folder, then give the command again"
-                )
-            time.sleep(TICK_S)  # it has just claimed it, and is about to say who it is
-
-    def _synchronise_search(self) -> None:
-        """Bring the search library up to date with our tables (record first, tell second)."""
-        declared = self.study.objective.target
-        name = telling.search_name(self.study.name, self.stage.name, self.target, declared)
-        opened = self._patient(self.search)(name)
-        self._search = cast(Search, self._patient(opened))
-        for facts in self._judged.values():
-            for attempt in facts.attempts:
-                self._tell(facts.trial, attempt)
 
     def _catch_up(self) -> None:
         """Draw every conclusion from new facts: the target, the plan, the caps of what runs."""
@@ -255,10 +225,7 @@ class StageRun:
                 self.progress.note(words)
             self._plan = plan
             self._keep_document()
-            for trial in plan.trials:
-                known = self._facts.get(trial.id)
-                if known is None or known.trial != trial:
-                    self._facts[trial.id] = TrialFacts(trial, known.attempts if known else ())
+            self._records.follow(plan)
             self._changed()
 
     def _change_target(self) -> None:
@@ -274,7 +241,7 @@ class StageRun:
         if found is None:
             return False
         goal, why = found
-        able = [f for f in self._judged.values() if self._origin(f, goal) is not None]
+        able = [f for f in self._records.judged.values() if self._origin(f, goal) is not None]
         if not able:
             what = "none of its trials left a checkpoint"
             if not self.study.trainer.resume:
@@ -285,11 +252,14 @@ class StageRun:
         return True
 
     def _go_over(self, target: float, why: str) -> None:
-        self.target = self._steering.target = target
+        self._aim_at(target)
         self.progress.note(why)
         self.store.set_effective_target(self.study.name, self.stage.name, target)
         self._changed()
-        self._synchronise_search()
+        self._records.synchronise()
+
+    def _aim_at(self, target: float) -> None:
+        self.target = self._steering.target = self._records.target = target
 
     def _origin(self, known: TrialFacts, target: float) -> attempts.Origin | None:
         """The checkpoint from which a trial that reached an easier target goes on to this one."""
@@ -323,11 +293,11 @@ class StageRun:
         return time.monotonic() >= self._rest_until.get(trial.id, 0.0)
 
     def _start(self, trial: PlannedTrial, slot: Slot) -> None:
-        known = self._facts.get(trial.id, TrialFacts(trial))
+        known = self._records.facts.get(trial.id, TrialFacts(trial))
         attempt = max((a.attempt for a in known.attempts), default=0) + 1
         paths = self.home.attempt(self.study.name, trial.id, attempt)
         bound = self._steering.cap(trial)
-        origin = self._origin(self._judged.get(trial.id, known), self.target)
+        origin = self._origin(self._records.judged.get(trial.id, known), self.target)
         begin = starts.begin(self.study, self.home, trial, self._plan)
         prepared = attempts.prepare(
             self.study,
@@ -356,7 +326,7 @@ class StageRun:
         self._behind.later(lambda: self.progress.trial_started(trial, slot.name))
         if bound is not None:
             self._behind.later(lambda: self.progress.bounded(trial, bound.seconds))
-        self._behind.later(lambda: self._ask(trial, attempt))
+        self._behind.later(lambda: self._records.ask(trial, attempt))
 
     def _begin(
         self, trial: PlannedTrial, attempt: int, prepared: attempts.Prepared, slot: Slot
@@ -427,14 +397,16 @@ class StageRun:
         self._keep_document()
         if record.closed_at is not None:
             self._prune()
-        ordered = [self._judged[t.id] for t in self._plan.trials if t.id in self._judged]
+        ordered = [
+            self._records.judged[t.id] for t in self._plan.trials if t.id in self._records.judged
+        ]
         return StageEnd(self._ending, record, tuple(ordered), self._why)
 
     def _prune(self) -> None:
         """Give back the disk that checkpoints of trials occupy which nobody will continue."""
         if self.stage.name in UNRANKED:
             return  # others begin with these, or a person has asked for them
-        facts, target = list(self._judged.values()), self._record.effective_target
+        facts, target = list(self._records.judged.values()), self._record.effective_target
         freed = checkpoints.prune(self.study, self.home, facts, target=target, top=self.stage.keep)
         if freed:
             self.progress.note(f"checkpoints of the others were deleted: {freed / 1e6:.0f} MB")
@@ -442,34 +414,24 @@ class StageRun:
     # -- one attempt's end -----------------------------------------------------------------------
 
     def _record_ended(self, running: Running, fate: str = "") -> None:
-        metric = self.study.objective.metric
-        facts = attempts.collect(running.paths, metric)
-        folder = self.home.study(self.study.name)
-        if facts is None and not folder.is_dir():  # its outcome may be there when the mount is back
-            gone = FileNotFoundError(errno.ENOENT, "gone")
-            self._trouble = attempts.disk_unusable(folder, gone)
-            return
-        if facts is None:
-            attempts.give_up(running.paths, fate or VANISHED)
-            facts = attempts.collect(running.paths, metric)
-        if facts is None:
-            facts = attempts.lost(running.paths, fate or VANISHED)
-        self._take_facts(running, facts)
-
-    def _take_facts(self, running: Running, facts: AttemptFacts) -> None:
         """Draw the conclusions that the next attempt depends on now, put off all the others."""
+        try:
+            facts = self._records.collect(running, fate)
+        except DiskUnusable as error:
+            self._trouble = error
+            return
         trial = running.trial
-        known = self._facts.get(trial.id, TrialFacts(trial))
-        if all(a.attempt != facts.attempt for a in known.attempts):
-            known = TrialFacts(known.trial, (*known.attempts, facts))
-            self._facts[trial.id] = known
+        known = self._records.add(trial, facts)
         if facts.reason in TRIES:  # what broke may need a moment; others go first
             times = sum(a.reason is facts.reason for a in known.attempts)
             rest_s = min(self.first_rest_s * 2 ** (times - 1), LONGEST_REST_S)
             self._rest_until[trial.id] = time.monotonic() + rest_s
         self._changed()
-        judged = next(a for a in self._judged[trial.id].attempts if a.attempt == facts.attempt)
-        self._write_behind(running, facts, judged, known)
+        self._behind.later(lambda: self._steering.look(running))
+        judged = self._records.write_behind(running, facts)
+        if facts.reason is Reason.OOM and self.study.on_oom is not None:
+            words = oom.outlook(self.study, trial.point, known.attempts)
+            self._say_later(f"{trial.id}: {words}")
         self._check_breaker()
         if judged.reason is Reason.FINGERPRINT:
             self._trouble = MixedFingerprints(
@@ -477,39 +439,8 @@ class StageRun:
                 "the study a new name, or rank them together with [validity] mixed = true"
             )
 
-    def _write_behind(
-        self, running: Running, facts: AttemptFacts, judged: AttemptFacts, known: TrialFacts
-    ) -> None:
-        """Record first, tell second; then what people see."""
-        trial, later = running.trial, self._behind.later
-        later(lambda: self._steering.look(running))
-        later(lambda: self._write(running, facts))
-        if hasattr(self, "_search"):  # else `_synchronise_search` is still to come
-            later(lambda: self._tell(trial, judged))
-        time = self._time(judged)
-        later(lambda: self.progress.trial_ended(trial, judged, time))
-        if facts.reason is Reason.OOM and self.study.on_oom is not None:
-            words = oom.outlook(self.study, trial.point, known.attempts)
-            later(lambda: self.progress.note(f"{trial.id}: {words}"))
-
-    def _write(self, running: Running, facts: AttemptFacts) -> None:
-        study, trial = self.study.name, running.trial
-        self.store.record(study, trial.id, facts, lease=self.lease)
-        if samples := attempts.read_samples(running.paths):
-            self.store.record_samples(study, trial.id, facts.attempt, samples)
-
-    def _ask(self, trial: PlannedTrial, attempt: int) -> None:
-        self._search.ask(telling.key(trial, attempt), trial.point, telling.attributes(trial))
-
-    def _tell(self, trial: PlannedTrial, facts: AttemptFacts) -> None:
-        self._ask(trial, facts.attempt)
-        key = telling.key(trial, facts.attempt)
-        paths = self.home.attempt(self.study.name, trial.id, facts.attempt)
-        told = telling.told(self.study, facts, self.target)
-        self._search.tell(key, replace(told, artifacts=lambda: telling.attached(paths)))
-
     def _check_breaker(self) -> None:
-        tried = [f for f in self._facts.values() if f.attempts]
+        tried = [f for f in self._records.facts.values() if f.attempts]
         if self._ending != "complete" or any(
             f.attempts[-1].outcome is not Outcome.FAILED for f in tried
         ):
@@ -561,19 +492,20 @@ class StageRun:
         """The facts, with trials that will be run again as if they had not been run yet."""
         again = {t.id for t in self._ready_trials()} | {r.trial.id for r in self._running.values()}
         return [
-            TrialFacts(f.trial) if f.attempts and i in again else f for i, f in self._judged.items()
+            TrialFacts(f.trial) if f.attempts and i in again else f
+            for i, f in self._records.judged.items()
         ]
 
     def _changed(self) -> None:
         """Facts or plan are others than they were."""
         self._waiting, self._stale = None, True
-        self._judged = self._gate.judge(self._facts)
-        self._steering.refresh(self._judged, self._plan)
+        self._records.judge()
+        self._steering.refresh(self._records.judged, self._plan)
 
     def _needs_run(self, trial: PlannedTrial) -> bool:
         if trial.open:
             return False
-        known = self._judged.get(trial.id)
+        known = self._records.judged.get(trial.id)
         counted = known.counted if known else None
         if known is None or counted is None or trial.id in self._to_retry:
             return True
@@ -599,16 +531,15 @@ class StageRun:
     def _patient(self, target: Any) -> Patient:
         return Patient(target, note=self.progress.note, revive=self._while_the_database_is_gone)
 
+    def _open_search(self, name: str) -> Search:
+        opened = self._patient(self.search)(name)
+        return cast(Search, self._patient(opened))
+
     def _keep_document(self) -> None:
         run_folders.keep_document(self.home, self._record, self._plan)
 
     def _run_target(self) -> float | None:
         return self.target if self.study.objective.goal == "time_to_target" else None
-
-    def _time(self, facts: AttemptFacts) -> TimeToTarget | None:
-        if self.study.objective.is_final:
-            return None  # every trial runs to its end: there is nothing to reach
-        return time_to_target(facts, self.target, self.study.objective.clock)
 
     def _done(self) -> int:
         waiting = {t.id for t in self._ready_trials()}
@@ -616,6 +547,6 @@ class StageRun:
 
     def _judge_target(self) -> None:
         """Where nothing reached the target, the stage is judged at the tightest fallback that was."""
-        effective = effective_target(self.study, list(self._judged.values()), self.target)
+        effective = effective_target(self.study, list(self._records.judged.values()), self.target)
         if effective is not None:
             self.store.set_effective_target(self.study.name, self.stage.name, effective)

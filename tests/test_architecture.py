@@ -74,6 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "starts": WORDS | {"attempts", "checkpoints", "racing", "storage.base"},
     "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
     "steering": WORDS | {"attempts", "executors.base", "racing"},
+    "records": WORDS | SEAMS | {"attempts", "behind", "gate", "run_folders", "steering", "telling"},
     "sweep": WORDS
     | SEAMS
     | {
@@ -84,11 +85,12 @@ ALLOWED: dict[str, set[str]] = {
         "oom",
         "patience",
         "places",
+        "records",
         "run_folders",
         "racing",
         "starts",
     }
-    | {"stages", "steering", "telling"},
+    | {"stages", "steering"},
     "replay": WORDS
     | {"executors.replay", "search.base", "search.memory", "stages", "storage.memory", "sweep"},
     "app": WORDS | EDGE | {"sweep", "search", "executors", "storage", "report"},
