@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sweeper import attempts, run_folders, telling
 from sweeper.behind import Behind
+from sweeper.curve import Curve
 from sweeper.errors import EnvironmentUnusable
 from sweeper.executors.base import Executor, Slot
 from sweeper.gate import Gate
@@ -51,6 +53,7 @@ class Records:
     facts: dict[str, TrialFacts] = field(default_factory=dict, init=False)
     judged: dict[str, TrialFacts] = field(default_factory=dict, init=False)
     _told: Search | None = field(default=None, init=False)
+    _fingerprints: dict[str, Mapping[str, Any]] = field(default_factory=dict, init=False)
 
     def load(self) -> None:
         """Take over what the store has of this stage.
@@ -59,7 +62,8 @@ class Records:
             DiskUnusable: trials have run, and their folders are gone.
         """
         for facts in self.store.facts(self.study.name, self.stage):
-            self.facts[facts.trial.id] = facts
+            kept = tuple(self._compact(attempt) for attempt in facts.attempts)
+            self.facts[facts.trial.id] = TrialFacts(facts.trial, kept)
         run_folders.need_them(self.home, self.store, self.study.name, self.facts.values())
 
     def judge(self) -> None:
@@ -134,7 +138,13 @@ class Records:
         if facts is None:
             attempts.give_up(running.paths, fate or VANISHED)
             facts = attempts.collect(running.paths, metric)
-        return facts or attempts.lost(running.paths, fate or VANISHED)
+        return self._compact(facts or attempts.lost(running.paths, fate or VANISHED))
+
+    def _compact(self, facts: AttemptFacts) -> AttemptFacts:
+        """The same facts in little memory: they are kept until the stage ends, thousands of them."""
+        # nearly every attempt has the same fingerprint, read anew from its own file
+        shared = self._fingerprints.setdefault(repr(facts.fingerprint), facts.fingerprint)
+        return replace(facts, curve=Curve(facts.curve), fingerprint=shared)
 
     def add(self, trial: PlannedTrial, facts: AttemptFacts) -> TrialFacts:
         """Know of an ended attempt; all that is known of its trial."""

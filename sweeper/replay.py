@@ -141,7 +141,7 @@ def _memory() -> Path | None:
 def recording_of(attempt: AttemptFacts) -> Recording:
     """What an attempt's facts say about how it went."""
     return Recording(
-        attempt.curve, attempt.phases, attempt.reason, attempt.message or "as recorded"
+        tuple(attempt.curve), attempt.phases, attempt.reason, attempt.message or "as recorded"
     )
 
 

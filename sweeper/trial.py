@@ -5,7 +5,7 @@ It must not know processes, databases or samplers; standard library only, becaus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -204,7 +204,7 @@ class AttemptFacts:
     outcome: Outcome
     reason: Reason
     message: str = ""
-    curve: tuple[Evaluation, ...] = ()
+    curve: Sequence[Evaluation] = ()
     phases: Phases = NOTHING_YET
     steps: int = 0
     tokens: int = 0

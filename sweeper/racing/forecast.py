@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,18 +24,21 @@ EARLIEST = 0.5
 
 @dataclass(frozen=True)
 class Track:
-    """A curve as tokens, seconds and the lowest loss so far, all rising (the loss falling)."""
+    """A curve as tokens, seconds and the lowest loss so far, all rising (the loss falling).
 
-    tokens: tuple[float, ...]
-    seconds: tuple[float, ...]
-    losses: tuple[float, ...]
-    gains: tuple[float, ...]
+    Arrays, not to be changed: a track of every run is kept.
+    """
+
+    tokens: array[float]
+    seconds: array[float]
+    losses: array[float]
+    gains: array[float]
     """The losses' negatives, which rise: what bisection wants."""
 
     @classmethod
     def of(cls, curve: Sequence[Evaluation], clock: Clock) -> Track:
         """The finite probes of a curve; steps stand for tokens where a trainer counts none."""
-        tokens, seconds, losses = [], [], []
+        tokens, seconds, losses = array("d"), array("d"), array("d")
         lowest = math.inf
         counted = any(e.tokens for e in curve)
         for probe in curve:
@@ -43,7 +47,7 @@ class Track:
                 tokens.append(float(probe.tokens if counted else probe.step))
                 seconds.append(probe.clock.seconds(clock))
                 losses.append(lowest)
-        return cls(tuple(tokens), tuple(seconds), tuple(losses), tuple(-x for x in losses))
+        return cls(tokens, seconds, losses, array("d", (-x for x in losses)))
 
     def until(self, place: int) -> Track:
         """The first `place` evaluations alone."""

@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeper.objective import crossing
+from sweeper.objective import best_value, crossing
 from sweeper.racing.standing import Run, Standing
 from sweeper.study import Study
-from sweeper.trial import Outcome, Reason, TrialFacts
+from sweeper.trial import AttemptFacts, Outcome, Reason, TrialFacts
 
 USED_UP = (Reason.TIMEOUT, Reason.STEPS)
 ANNOUNCE_AFTER = 2
@@ -50,7 +50,7 @@ def reach(standing: Standing) -> Reach:
     used_up = {r.trial.point for r in standing.runs if _used_up(r)}
     if standing.medians:
         return Reach(len(used_up), len(standing.medians), None, None)
-    losses = [(e.value, r) for r in standing.runs if r.attempt for e in r.attempt.curve if _ok(e)]
+    losses = [(x, r) for r in standing.runs if r.attempt and (x := _lowest(r.attempt)) is not None]
     if not losses:
         return Reach(len(used_up), len(standing.medians), None, None)
     nearest, run = min(losses, key=lambda found: found[0])
@@ -120,6 +120,14 @@ def _crossed(standing: Standing, goal: float) -> int:
 def _used_up(run: Run) -> bool:
     reached = run.reached_s is not None
     return not reached and run.attempt is not None and run.attempt.reason in USED_UP
+
+
+def _lowest(attempt: AttemptFacts) -> float | None:
+    """Its lowest loss; kept, because this is asked of every run whenever one has ended."""
+    if "lowest" not in attempt.derived:
+        attempt.derived["lowest"] = best_value(attempt.curve)
+    known: float | None = attempt.derived["lowest"]
+    return known
 
 
 def _ok(evaluation: object) -> bool:

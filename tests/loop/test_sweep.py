@@ -9,6 +9,7 @@ import pytest
 
 from sweeper import attempts
 from sweeper.commands.status import status_document
+from sweeper.curve import Curve
 from sweeper.errors import DatabaseGone, DiskUnusable, PlanError, StudyBusy
 from sweeper.executors.simulated import SimulatedExecutor
 from sweeper.paths import Home
@@ -171,6 +172,14 @@ def test_a_stage_runs_to_its_end_and_finds_the_best(tmp_path):
     assert {f.trial.point["lr"] for f in end.facts if "B" in f.trial.groups} == {0.01}
     assert bench.names == ["toy/stage1"]
     assert set(bench.search.told) == set(outcomes(end))
+
+
+def test_what_has_ended_is_kept_in_little_memory(tmp_path):
+    bench = Bench(tmp_path)
+    for end in (bench.run(), bench.run()):  # as collected, and as read from the store
+        ended = [f.counted for f in end.facts]
+        assert all(isinstance(a.curve, Curve) and a.curve for a in ended)
+        assert len({id(a.fingerprint) for a in ended}) == 1
 
 
 def test_a_second_run_does_nothing(tmp_path):
