@@ -142,7 +142,9 @@ def _stage_options() -> _Parser:
         help="go on although the study changed after its plan was frozen (marked in every report)",
     )
     group.add_argument(
-        "--retry-failed", action="store_true", help="run trials that failed for good once more"
+        "--retry-failed",
+        action="store_true",
+        help="run trials once more that failed, or were rejected, for good",
     )
     return options
 
@@ -279,7 +281,9 @@ def build_parser() -> argparse.ArgumentParser:
     extend.add_argument("--steps", type=_positive, metavar="N", help="to N steps in all")
     extend.add_argument("--to", type=_number, metavar="X", help="until the metric is at X")
     extend.add_argument("--show", action="store_true", help="only show what would be done")
-    again = with_study(verb("retry", "run the trials that failed for good once more", running))
+    again = with_study(
+        verb("retry", "run trials that failed, or were rejected, once more", running)
+    )
     again.add_argument("--failed", action="store_true", required=True)
     dashboard = verb("dashboard", "the Optuna dashboard on this storage")
     dashboard.add_argument("--port", type=_positive, default=8080)

@@ -24,6 +24,7 @@ from sweeper.patience import Patient
 from sweeper.places import Places
 from sweeper.progress import Progress
 from sweeper.racing.reach import effective_target
+from sweeper.racing.validity import may_measure_again
 from sweeper.search.base import Search
 from sweeper.spec import CANCELLED
 from sweeper.stages import Stage
@@ -182,8 +183,8 @@ class StageRun:
         if self.retry_failed:
             self._to_retry = {
                 i
-                for i, f in self._facts.items()
-                if f.counted is not None and f.counted.outcome is Outcome.FAILED
+                for i, f in self._judged.items()
+                if f.counted is not None and f.counted.outcome in (Outcome.FAILED, Outcome.INVALID)
             }
 
     def _reconcile(self) -> None:
@@ -583,15 +584,10 @@ class StageRun:
             same = sum(1 for a in known.attempts if a.reason is counted.reason)
             return counted.message != CANCELLED and same < TRIES.get(counted.reason, 1)
         if counted.outcome is Outcome.INVALID:
-            return self._may_measure_again(known)
+            return may_measure_again(known)
         if counted.reason is Reason.BUDGET or self._origin(known, self.target) is not None:
             return True
         return self._steering.matters_again(trial, counted)
-
-    def _may_measure_again(self, known: TrialFacts) -> bool:
-        """An invalid measurement is repeated once; under another fingerprint as often as it takes."""
-        invalid = [a for a in known.attempts if a.outcome is Outcome.INVALID]
-        return len(invalid) < 2 or invalid[-1].reason is Reason.FINGERPRINT
 
     def _may_shrink(self, known: TrialFacts) -> bool:
         return oom.may_shrink(self.study, known.trial.point, known.attempts)

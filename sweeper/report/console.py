@@ -80,7 +80,21 @@ def status_table(document: Mapping[str, Any]) -> Group:
         parts.append(Text(f"{name} single run so far: {plain(str(incumbent['label']))}{took}"))
     if document.get("eta_s") is not None:
         parts.append(Text(f"about {rough(document['eta_s'])} left"))
+    parts += _validity(document.get("validity"))
     return Group(*parts)
+
+
+def _validity(found: Mapping[str, Any] | None) -> list[RenderableType]:
+    """What the validity gate rejected or doubts, in one line; nothing where there is nothing."""
+    if not found or not (found["rejected"] or found["suspect"]):
+        return []
+    numbers = [f"{found[key]} {key}" for key in ("rejected", "suspect") if found[key]]
+    words = f"validity gate: {', '.join(numbers)}"
+    if (most := found["commonest"]) is not None:
+        words += f"; {most['attempts']} for the commonest reason, for example {most['trial']}: "
+        words += most["words"]
+    lines = [words, *([found["banner"]] if found["banner"] else [])]
+    return [Text(plain(line), style="yellow") for line in lines]
 
 
 def plan_table(document: Mapping[str, Any]) -> Group:
@@ -198,7 +212,12 @@ def _attempt(record: Mapping[str, Any]) -> Text:
         words += f", best {significant(record['best_loss'], 5)}"
     phases = ", ".join(f"{k} {duration(v)}" for k, v in record["phases"].items() if v)
     message = f"\n  {plain(record['message'])}" if record.get("message") else ""
-    return Text(f"{words}; {record['steps']} steps; {phases}{message}")
+    judged = record.get("verdict") or {"verdict": "valid", "reasons": [], "next": None}
+    fresh = [r for r in judged["reasons"] if r not in (record.get("message") or "")]
+    said = f"\n  {judged['verdict']}: {plain('; '.join(fresh))}" if fresh else ""
+    if judged["next"]:
+        said += f"\n  validity gate: {plain(judged['next'])}"
+    return Text(f"{words}; {record['steps']} steps; {phases}{message}{said}")
 
 
 def _table() -> Table:
