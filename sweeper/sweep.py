@@ -328,7 +328,10 @@ class StageRun:
         attempt = max((a.attempt for a in known.attempts), default=0) + 1
         paths = self.home.attempt(self.study.name, trial.id, attempt)
         bound = self._steering.cap(trial)
-        origin = self._origin(self._judged.get(trial.id, known), self.target)
+        judged = self._judged.get(trial.id, known)
+        if words := self._steering.reopened(judged):
+            self._say_later(words)
+        origin = self._origin(judged, self.target)
         begin = starts.begin(self.study, self.home, trial, self._plan)
         prepared = attempts.prepare(
             self.study,
