@@ -1,4 +1,4 @@
-"""Tables for a terminal, from the plain documents that `--json` prints; and the progress views.
+"""Tables for a terminal, from the plain documents that `--json` prints.
 
 It must not know how any number was computed; import it late, because rich is not free.
 """
@@ -14,20 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.analysis.wording import bracket, duration, metric_ratio, ratio, rough, significant
-from sweeper.report.lines import LinesProgress, QuietProgress, plain, summary_lines
-from sweeper.report.live import LiveProgress, sparkline
+from sweeper.report.lines import plain, summary_lines
 from sweeper.space import show_value
-
-__all__ = [
-    "LinesProgress",
-    "LiveProgress",
-    "QuietProgress",
-    "plan_table",
-    "show_trial",
-    "status_table",
-    "summary_table",
-    "verdict_view",
-]
 
 
 def summary_table(summary: Mapping[str, Any]) -> Group:
@@ -152,6 +140,8 @@ def plan_table(document: Mapping[str, Any]) -> Group:
 
 def show_trial(document: Mapping[str, Any]) -> Group:
     """`show --json` for people: configuration, how each attempt ended, the last one's curve."""
+    from sweeper.report.live import sparkline  # noqa: PLC0415 - the live view is not for `status`
+
     title = (
         f"{document['study']} {document['stage']} {document['id']}: {document['label']} "
         f"(seed {document['seed']})"
