@@ -132,6 +132,18 @@ class Steering:
         bound = self.cap(trial)
         return bound is None or bound.base_s > counted.cap_s
 
+    def reopened(self, facts: TrialFacts) -> str:
+        """Why a trial that was cut off is run again; nothing where it is not, or not for that."""
+        counted = facts.counted
+        if counted is None or not self.matters_again(facts.trial, counted):
+            return ""
+        bound = self.cap(facts.trial)
+        now = "nothing caps it now" if bound is None else f"the bound is {bound.base_s:.1f} s now"
+        return (
+            f"{facts.trial.id}: run again: it was cut off by a cap of {counted.cap_s:.1f} s, from a "
+            f"time that has become slower or does not count any more; {now}"
+        )
+
     def look(self, running: Running) -> None:
         """Show what an attempt has measured since, and end it where a rule already knows."""
         fresh = False

@@ -22,6 +22,7 @@ from sweeper.patience import Patient
 from sweeper.places import Places
 from sweeper.progress import Progress
 from sweeper.racing.reach import effective_target
+from sweeper.racing.validity import may_measure_again
 from sweeper.records import Records
 from sweeper.search.base import Search
 from sweeper.spec import CANCELLED
@@ -186,8 +187,8 @@ class StageRun:
         if self.retry_failed:
             self._to_retry = {
                 i
-                for i, f in self._records.facts.items()
-                if f.counted is not None and f.counted.outcome is Outcome.FAILED
+                for i, f in self._records.judged.items()
+                if f.counted is not None and f.counted.outcome in (Outcome.FAILED, Outcome.INVALID)
             }
 
     def _reconcile(self) -> None:
@@ -297,7 +298,10 @@ class StageRun:
         attempt = max((a.attempt for a in known.attempts), default=0) + 1
         paths = self.home.attempt(self.study.name, trial.id, attempt)
         bound = self._steering.cap(trial)
-        origin = self._origin(self._records.judged.get(trial.id, known), self.target)
+        judged = self._records.judged.get(trial.id, known)
+        if words := self._steering.reopened(judged):
+            self._say_later(words)
+        origin = self._origin(judged, self.target)
         begin = starts.begin(self.study, self.home, trial, self._plan)
         prepared = attempts.prepare(
             self.study,
@@ -515,15 +519,10 @@ class StageRun:
             same = sum(1 for a in known.attempts if a.reason is counted.reason)
             return counted.message != CANCELLED and same < TRIES.get(counted.reason, 1)
         if counted.outcome is Outcome.INVALID:
-            return self._may_measure_again(known)
+            return may_measure_again(known)
         if counted.reason is Reason.BUDGET or self._origin(known, self.target) is not None:
             return True
         return self._steering.matters_again(trial, counted)
-
-    def _may_measure_again(self, known: TrialFacts) -> bool:
-        """An invalid measurement is repeated once; under another fingerprint as often as it takes."""
-        invalid = [a for a in known.attempts if a.outcome is Outcome.INVALID]
-        return len(invalid) < 2 or invalid[-1].reason is Reason.FINGERPRINT
 
     def _may_shrink(self, known: TrialFacts) -> bool:
         return oom.may_shrink(self.study, known.trial.point, known.attempts)

@@ -5,6 +5,7 @@ It must not know how a rule decides; it reads how attempts ended, and what they 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,13 @@ def rules(facts: StudyFacts) -> tuple[Rule, ...]:
             "cheap and promising first, so that caps tighten early; `sweep replay` of an export that "
             "was run without caps shows what it saves",
         ),
+        _cost(
+            "reopen",
+            racing.cap,
+            _run_again(stages),
+            "runs that were cut off and had to be run again: a time that capped them became slower",
+            switch="cap",
+        ),
         _cost("questions", racing.questions, arms, "arms of a question, so that it keeps its data"),
         _cost("replicates", racing.replicates, repeats, "repeats, so that noise is not cut off"),
         _ending("forecast", racing.forecast, foreseen, limits, "were forecast to miss their cap"),
@@ -103,8 +111,22 @@ def _ending(
     return Rule(name, name, on, len(ended), saved, f"{count(len(ended), 'trial')} {words}")
 
 
-def _cost(name: str, on: bool, beyond: Sequence[float], words: str) -> Rule:
-    return Rule(name, name, on, len(beyond), -sum(beyond), f"{len(beyond)} {words}")
+def _cost(name: str, on: bool, beyond: Sequence[float], words: str, switch: str = "") -> Rule:
+    return Rule(name, switch or name, on, len(beyond), -sum(beyond), f"{len(beyond)} {words}")
+
+
+def _run_again(stages: Sequence[StageFacts]) -> list[float]:
+    """Train seconds of attempts that a cap or forecast ended, and that others of the trial followed.
+
+    Not of those that others went on from: nothing of them was lost.
+    """
+    return [
+        before.own_train_s
+        for stage in stages
+        for facts in stage.facts
+        for before, after in itertools.pairwise(facts.attempts)
+        if before.reason in (Reason.CAP, Reason.FORECAST) and not after.device.get("continues")
+    ]
 
 
 def _kept_running(

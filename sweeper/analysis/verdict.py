@@ -70,7 +70,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the study has spent so far."""
+    """What the study has spent so far; `busy_s` is 0 where it is not known when attempts ran."""
 
     trials: int
     attempts: int
@@ -442,7 +442,8 @@ def _on_cost(cost: Cost) -> str:
     return (
         f"It took {count(cost.trials, 'trial')} ({count(cost.attempts, 'attempt')}), "
         f"{duration(cost.train_s)} of training in {duration(cost.attempts_wall_s)} of attempts "
-        f"({100 * share:.0f} %); something was running for {duration(cost.busy_s)}."
+        f"({100 * share:.0f} %)"
+        + (f"; something was running for {duration(cost.busy_s)}." if cost.busy_s else ".")
     )
 
 
@@ -495,6 +496,6 @@ def _cost(facts: StudyFacts) -> Cost:
         attempts=len(attempts),
         train_s=math.fsum(a.own_train_s for a in attempts),
         attempts_wall_s=math.fsum(a.wall_s for a in attempts),
-        busy_s=busy_s(attempts),
+        busy_s=busy_s(attempts) if all(a.started_at > 0 for a in attempts) else 0.0,
         saved_s=math.fsum(seconds for of_stage in saved for seconds in of_stage.values()),
     )

@@ -291,7 +291,7 @@ def show(args: argparse.Namespace) -> int:
     with App(args) as app:
         study = app.study(quiet=args.json)
         store = app.store()
-        facts = find_trial(store, study, args.trial)
+        facts = _judged(study, store, find_trial(store, study, args.trial))
         record = store.stage(study.name, facts.trial.stage)
         target = record.effective_target if record else study.objective.target
         document = trial_document(study, facts, target)
@@ -303,9 +303,18 @@ def show(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _judged(study: Study, store: Store, facts: TrialFacts) -> TrialFacts:
+    """A trial with the validity gate's verdicts; it compares it with every other one."""
+    from sweeper.commands.verdicts import judged_trials  # noqa: PLC0415
+
+    every = judged_trials(study, store).facts
+    return next((f for f in every if f.trial.id == facts.trial.id), facts)
+
+
 def trial_document(study: Study, facts: TrialFacts, target: float) -> dict[str, Any]:
     """The document of `show --json`: the trial and each of its attempts."""
     from sweeper.commands.output import attempt_document  # noqa: PLC0415
+    from sweeper.commands.verdicts import attempt_verdict  # noqa: PLC0415
 
     trial = facts.trial
     return {
@@ -318,7 +327,10 @@ def trial_document(study: Study, facts: TrialFacts, target: float) -> dict[str, 
         "seed": trial.seed,
         "replicate_of": trial.replicate_of,
         "target": target,
-        "attempts": [attempt_document(study, trial, a, target) for a in facts.attempts],
+        "attempts": [
+            attempt_document(study, trial, a, target) | {"verdict": attempt_verdict(facts, a)}
+            for a in facts.attempts
+        ],
     }
 
 

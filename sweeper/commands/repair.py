@@ -31,7 +31,7 @@ from sweeper.search.base import Search
 from sweeper.spec import Control
 from sweeper.storage.base import STAGES, Store
 from sweeper.study import Study
-from sweeper.trial import AttemptFacts, Outcome, StageName
+from sweeper.trial import UNRANKED, AttemptFacts, Outcome, StageName
 
 RELATIVE = 1e-9
 
@@ -66,25 +66,32 @@ def cancel(args: argparse.Namespace) -> int:
 
 
 def retry(args: argparse.Namespace) -> int:
-    """Run the failed trials of every stage once more."""
+    """Run the trials of every stage once more that failed, or whose times were rejected for good."""
     with App(args) as app:
         study = app.study()
         store = app.store()
-        failed = [
-            record.stage
-            for record in store.stages(study.name)
-            if record.stage != "extend"  # `sweep extend` itself is safe to repeat
-            and any(
-                f.counted is not None and f.counted.outcome is Outcome.FAILED
-                for f in store.facts(study.name, record.stage)
-            )
-        ]
+        failed = failed_stages(study, store)
     if not failed:
         app.say("no trial has failed")
         app.out({"study": study.name, "retried": [], "exit": EXIT_DONE})
         return EXIT_DONE
     args.retry_failed = True
     return stages.run_stages(args, failed)
+
+
+def failed_stages(study: Study, store: Store) -> list[StageName]:
+    """Stages with trials that failed for good, or whose times the validity gate has rejected.
+
+    `extend` is left out: `sweep extend` itself is safe to repeat.
+    """
+    wrong = (Outcome.FAILED, Outcome.INVALID)
+    found: list[StageName] = []
+    for stage in (record.stage for record in store.stages(study.name, trials=False)):
+        recorded = stage in UNRANKED  # where no time ranks, none is rejected
+        facts = store.facts(study.name, stage) if recorded else judged_facts(study, store, stage)
+        if stage != "extend" and any(f.counted and f.counted.outcome in wrong for f in facts):
+            found.append(stage)
+    return found
 
 
 def verify(args: argparse.Namespace) -> int:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sweeper.app import App
+from sweeper.commands.verdicts import judged_trials, validity_document
 from sweeper.errors import EXIT_DONE
 from sweeper.objective import final_value, time_to_target
 from sweeper.storage.base import Store
 from sweeper.study import Study
-from sweeper.trial import Brief, Outcome
+from sweeper.trial import UNRANKED, Brief, Outcome, TrialFacts
 
 MEASURED = (Outcome.REACHED, Outcome.CENSORED)
 MOST_CANDIDATES = 50  # curves that are read
+MOST_JUDGED = 500  # attempts: the gate compares all curves, and this verb is to stay quick
 
 
 def status(args: argparse.Namespace) -> int:
@@ -62,7 +64,9 @@ def _findings(app: App, study: Study) -> list[dict[str, Any]]:
 
 def status_document(study: Study, store: Store | None) -> dict[str, Any]:
     """The document of `status --json`."""
-    empty: dict[str, Any] = {"study": study.name, "stages": [], "incumbent": None, "eta_s": None}
+    empty: dict[str, Any] = {
+        "study": study.name, "stages": [], "incumbent": None, "eta_s": None, "validity": None,
+    }  # fmt: skip
     if store is None:
         return empty
     records = store.stages(study.name, trials=False)
@@ -93,14 +97,21 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
     is_final = study.objective.is_final
     target = records[-1].effective_target
     every: dict[str, Brief] = {}
-    for ended in store.brief(study.name):  # of each trial the one that counts
+    briefs = store.brief(study.name)
+    for ended in briefs:  # of each trial the one that counts
         before = every.get(ended.trial_id)
         if ended.outcome in MEASURED or before is None or before.outcome not in MEASURED:
             every[ended.trial_id] = ended
     walls = [ended.wall_s for ended in every.values()]
-    for facts in store.facts(study.name, trials=_shortest(every.values(), target, study)):
+    judged = judged_trials(study, store) if len(briefs) <= MOST_JUDGED else None
+    candidates: Sequence[TrialFacts]
+    if judged is not None:  # a time that was rejected is nobody's best
+        candidates = judged.facts
+    else:
+        candidates = store.facts(study.name, trials=_shortest(every.values(), target, study))
+    for facts in candidates:
         attempt = facts.counted
-        if attempt is None:
+        if attempt is None or facts.trial.stage in UNRANKED:
             continue
         if is_final:
             final = final_value(attempt)
@@ -124,7 +135,13 @@ def status_document(study: Study, store: Store | None) -> dict[str, Any]:
                 "point": dict(facts.trial.point),
             }
     eta = left * statistics.median(walls) if walls and left else None
-    return {"study": study.name, "stages": stages, "incumbent": best, "eta_s": eta}
+    return {
+        "study": study.name,
+        "stages": stages,
+        "incumbent": best,
+        "eta_s": eta,
+        "validity": validity_document(judged) if judged is not None else None,
+    }
 
 
 def _shortest(every: Iterable[Brief], target: float, study: Study) -> list[str]:

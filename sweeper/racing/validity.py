@@ -121,6 +121,12 @@ def judge(
     return Judged(tuple(judged), banner)
 
 
+def may_measure_again(facts: TrialFacts) -> bool:
+    """An invalid measurement is repeated once; under another fingerprint as often as it takes."""
+    invalid = [a for a in facts.attempts if a.outcome is Outcome.INVALID]
+    return len(invalid) < 2 or invalid[-1].reason is Reason.FINGERPRINT
+
+
 def doubts_of(attempt: AttemptFacts) -> tuple[str, ...]:
     """The doubts about an attempt, in words: the runner's and the gate's."""
     observed = attempt.device.get("observed")

@@ -1,4 +1,4 @@
-"""Tables for a terminal, from the plain documents that `--json` prints; and the progress views.
+"""Tables for a terminal, from the plain documents that `--json` prints.
 
 It must not know how any number was computed; import it late, because rich is not free.
 """
@@ -14,20 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sweeper.analysis.wording import bracket, duration, metric_ratio, ratio, rough, significant
-from sweeper.report.lines import LinesProgress, QuietProgress, plain, summary_lines
-from sweeper.report.live import LiveProgress, sparkline
+from sweeper.report.lines import plain, summary_lines
 from sweeper.space import show_value
-
-__all__ = [
-    "LinesProgress",
-    "LiveProgress",
-    "QuietProgress",
-    "plan_table",
-    "show_trial",
-    "status_table",
-    "summary_table",
-    "verdict_view",
-]
 
 
 def summary_table(summary: Mapping[str, Any]) -> Group:
@@ -80,7 +68,21 @@ def status_table(document: Mapping[str, Any]) -> Group:
         parts.append(Text(f"{name} single run so far: {plain(str(incumbent['label']))}{took}"))
     if document.get("eta_s") is not None:
         parts.append(Text(f"about {rough(document['eta_s'])} left"))
+    parts += _validity(document.get("validity"))
     return Group(*parts)
+
+
+def _validity(found: Mapping[str, Any] | None) -> list[RenderableType]:
+    """What the validity gate rejected or doubts, in one line; nothing where there is nothing."""
+    if not found or not (found["rejected"] or found["suspect"]):
+        return []
+    numbers = [f"{found[key]} {key}" for key in ("rejected", "suspect") if found[key]]
+    words = f"validity gate: {', '.join(numbers)}"
+    if (most := found["commonest"]) is not None:
+        words += f"; {most['attempts']} for the commonest reason, for example {most['trial']}: "
+        words += most["words"]
+    lines = [words, *([found["banner"]] if found["banner"] else [])]
+    return [Text(plain(line), style="yellow") for line in lines]
 
 
 def plan_table(document: Mapping[str, Any]) -> Group:
@@ -138,6 +140,8 @@ def plan_table(document: Mapping[str, Any]) -> Group:
 
 def show_trial(document: Mapping[str, Any]) -> Group:
     """`show --json` for people: configuration, how each attempt ended, the last one's curve."""
+    from sweeper.report.live import sparkline  # noqa: PLC0415 - the live view is not for `status`
+
     title = (
         f"{document['study']} {document['stage']} {document['id']}: {document['label']} "
         f"(seed {document['seed']})"
@@ -198,7 +202,12 @@ def _attempt(record: Mapping[str, Any]) -> Text:
         words += f", best {significant(record['best_loss'], 5)}"
     phases = ", ".join(f"{k} {duration(v)}" for k, v in record["phases"].items() if v)
     message = f"\n  {plain(record['message'])}" if record.get("message") else ""
-    return Text(f"{words}; {record['steps']} steps; {phases}{message}")
+    judged = record.get("verdict") or {"verdict": "valid", "reasons": [], "next": None}
+    fresh = [r for r in judged["reasons"] if r not in (record.get("message") or "")]
+    said = f"\n  {judged['verdict']}: {plain('; '.join(fresh))}" if fresh else ""
+    if judged["next"]:
+        said += f"\n  validity gate: {plain(judged['next'])}"
+    return Text(f"{words}; {record['steps']} steps; {phases}{message}{said}")
 
 
 def _table() -> Table:

@@ -319,7 +319,9 @@ def _reproduce(facts: StudyFacts) -> dict[str, Any]:
 
 def _commands(facts: StudyFacts) -> list[str]:
     name = facts.study.name
-    lines = [f"sweep stage1 {name}"]
+    first = facts.stages.get("stage1")
+    imported = first is not None and first.plan.design.get("kind") == "imported"
+    lines = [f"sweep import MAPPING.toml {name}" if imported else f"sweep stage1 {name}"]
     if "stage2" in facts.stages:
         lines.append(f"sweep stage2 {name} --from-top {facts.study.stage2.from_top}")
     if "confirm" in facts.stages:

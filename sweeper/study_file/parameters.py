@@ -17,7 +17,7 @@ from sweeper.study_file.source import Problem, Source, nearest, show
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
     baseline: Value | None = None
     when: Mapping[str, tuple[Value, ...]] = {}

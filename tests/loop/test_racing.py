@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from sweeper.analysis.dataset import StageFacts, StudyFacts
+from sweeper.analysis.savings import rules
 from sweeper.executors.replay import Recording
 from sweeper.replay import (
     recorded_plan,
@@ -110,6 +112,15 @@ def test_a_time_that_becomes_slower_reopens_who_it_cut_off(study):
     run = replay(racing, FixedStage(racing, plan, 2), find, target=2.0)
     tries = {f.trial.id: [a.reason for a in f.attempts] for f in run.end.facts}
     assert tries[third.trial.id] == [Reason.CAP, Reason.TARGET]
+    words = next(n for n in run.notes if "run again" in n)
+    cap_s = next(f for f in run.end.facts if f.trial.id == third.trial.id).attempts[0].cap_s
+    assert words.startswith(
+        f"{third.trial.id}: run again: it was cut off by a cap of {cap_s:.1f} s"
+    )
+    told = StageFacts(plan, run.end.facts, 2.0)
+    found = {r.name: r for r in rules(StudyFacts(racing, {"stage1": told}))}["reopen"]
+    lost = next(f for f in run.end.facts if f.trial.id == third.trial.id).attempts[0]
+    assert (found.trials, found.saved_s) == (1, pytest.approx(-lost.phases.train))
     assert tries["s1-again"] == [Reason.CAP]  # it had twice its point's first time already
 
 

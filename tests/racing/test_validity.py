@@ -6,12 +6,17 @@ from dataclasses import replace
 import pytest
 
 from sweeper.commands import repair
+from sweeper.commands.look import trial_document
+from sweeper.commands.status import status_document
+from sweeper.commands.verdicts import attempt_verdict, judged_trials
 from sweeper.errors import MixedFingerprints
 from sweeper.racing.validity import doubts_of, judge
+from sweeper.report import console
 from sweeper.study import Validity
 from sweeper.trial import Evaluation, Outcome, Phases, Reason, TrialFacts
 from tests.loop.test_sweep import Bench as Loop
 from tests.loop.test_sweep import play
+from tests.report.test_console import shown
 
 ON = Validity()
 
@@ -191,6 +196,89 @@ def test_an_invalid_trial_is_never_ranked(tmp_path):
     others = [f for f in end.facts if "B" in f.trial.groups]
     assert 0.01 not in {f.trial.point["lr"] for f in others}
     assert bench.run().facts == end.facts  # and not a third time by the next command
+
+
+def show(bench, trial):
+    """`show` of a trial: its document, and what a person reads."""
+    every = judged_trials(bench.study, bench.store).facts
+    facts = next(f for f in every if f.trial.id == trial)
+    document = trial_document(bench.study, facts, bench.study.objective.target)
+    return document, " ".join(shown(console.show_trial(document), 200).split())
+
+
+def test_status_and_show_say_what_was_rejected_why_and_what_came_next(tmp_path):
+    bench = Loop(tmp_path, cap=True, player=throttled(1))
+    bench.run()
+    status = status_document(bench.study, bench.store)
+    words = "clocks were slowed down by heat or hardware in 60% of the looks"
+    assert status["validity"] == {
+        "rejected": 1,
+        "suspect": 0,
+        "commonest": {"words": words, "trial": "s1-A2", "attempts": 1},
+        "banner": None,
+    }
+    line = "validity gate: 1 rejected; 1 for the commonest reason, for example s1-A2: "
+    assert line + words in shown(console.status_table(status), 200)
+    document, text = show(bench, "s1-A2")
+    assert [a["verdict"] for a in document["attempts"]] == [
+        {
+            "verdict": "invalid",
+            "reasons": [words],
+            "next": "not ranked; the trial was run again as attempt 2",
+        },
+        {"verdict": "valid", "reasons": [], "next": None},
+    ]
+    assert text.count(words) == 1
+    assert "run again as attempt 2" in text
+    assert "validity gate" not in show(bench, "s1-A1")[1]
+
+
+def test_a_time_that_was_rejected_for_good_is_no_incumbent_and_can_be_retried(tmp_path):
+    bench = Loop(tmp_path, cap=True, player=throttled(2))
+    bench.run()
+    assert status_document(bench.study, bench.store)["incumbent"]["id"] != "s1-A2"
+    text = show(bench, "s1-A2")[1]
+    assert "rejected twice; `sweep retry --failed` runs it again" in text
+    assert repair.failed_stages(bench.study, bench.store) == ["stage1"]
+    end = bench.run(retry_failed=True)
+    assert repair.failed_stages(bench.study, bench.store) == []
+    counted = next(f for f in end.facts if f.trial.id == "s1-A2").counted
+    assert (counted.attempt, counted.outcome) == (3, Outcome.REACHED)
+
+
+def test_status_counts_equal_doubts_together_whatever_their_figures(tmp_path):
+    def player(spec):
+        lines, outcome = play(spec)
+        share = {"s1-A1": 0.12, "s1-A3": 0.15}.get(spec.trial, 0.01)
+        return lines, replace(outcome, observed={"samples": 9, "foreign_share": share})
+
+    bench = Loop(tmp_path, player=player)
+    bench.run()
+    found = status_document(bench.study, bench.store)["validity"]
+    assert (found["rejected"], found["suspect"]) == (0, 2)
+    assert found["commonest"]["attempts"] == 2
+    document, text = show(bench, "s1-A3")
+    assert document["attempts"][0]["verdict"]["verdict"] == "suspect"
+    assert "suspect: other processes used 15% of its processors' time" in text
+    assert "it is ranked, and marked as suspect" in text
+
+
+def test_status_says_nothing_of_the_gate_where_all_is_well(tmp_path):
+    bench = Loop(tmp_path)
+    bench.run()
+    status = status_document(bench.study, bench.store)
+    assert status["validity"] == {"rejected": 0, "suspect": 0, "commonest": None, "banner": None}
+    assert "validity" not in shown(console.status_table(status), 200)
+
+
+def test_what_comes_next_for_an_attempt_that_is_not_run_again_yet(bench):
+    other = run(bench, "s1-Y 16", fingerprint={"data_hash": "y"}, at=9)
+    hot = run(bench, "s1-X 64", slowed_share=0.6, fingerprint={"data_hash": "x"})
+    judged = judge([hot, *quiet(bench), other], ON).facts
+    said = {f.trial.id: attempt_verdict(f, f.attempts[0])["next"] for f in judged}
+    assert said["s1-X 64"] == "not ranked; `sweep stage1` runs it once more"
+    assert "mixed = true" in said["s1-Y 16"]
+    assert said["s1-0 16"] is None
 
 
 def test_another_fingerprint_stops_the_command(tmp_path):

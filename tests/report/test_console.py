@@ -12,9 +12,9 @@ from rich.console import Console
 from sweeper.analysis.ranking import stage_summary
 from sweeper.objective import time_to_target
 from sweeper.report import console as tables
-from sweeper.report.console import LinesProgress, LiveProgress, QuietProgress
 from sweeper.report.json_report import document
-from sweeper.report.live import expected_s, sparkline, time_left
+from sweeper.report.lines import LinesProgress, QuietProgress
+from sweeper.report.live import LiveProgress, expected_s, sparkline, time_left
 from sweeper.study import Limits
 from tests.fakes.facts import TARGET, make_sweep
 
