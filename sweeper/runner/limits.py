@@ -134,11 +134,21 @@ class Limits:
             message = f"stopped at {seconds:.1f} s: {self._control.forecast}"
             return Stop(Reason.FORECAST, message, cap_s)
         if self._training_at is not None and clock.seconds(self._spec.clock) > CAP_BACKSTOP * cap_s:
-            message = (
-                f"{CAP_BACKSTOP:g} times the cap of {cap_s:.4g} s passed without an evaluation"
-            )
-            return Stop(Reason.CAP, message, cap_s)
+            return Stop(Reason.CAP, self._unevaluated(cap_s, clock), cap_s)
         return None
+
+    def _unevaluated(self, cap_s: float, clock: Phases) -> str:
+        """Which limit ended an attempt that was not evaluated at its cap, and what to do."""
+        why = self._control.cap_why or self._spec.cap_why
+        whose = ""
+        if self._spec.reader == "patterns":
+            whose = " by the runner's clock, as the script's output is read for none"
+        return (
+            f"ended by its cap of {cap_s:.4g} s{f' ({why})' if why else ''}: it trained for "
+            f"{clock.seconds(self._spec.clock):.4g} s{whose}, more than {CAP_BACKSTOP:g} times the cap, "
+            "without an evaluation after the cap; let the script evaluate more often, or set "
+            "[racing] cap = false"
+        )
 
     def _out_of_time(self, now: float, clock: Phases) -> Stop | None:
         spec = self._spec

@@ -95,6 +95,19 @@ def test_the_cap_waits_for_an_evaluation_but_not_for_ever():
     assert run.at(111) is Reason.CAP
 
 
+def test_a_trial_that_is_not_evaluated_at_its_cap_is_told_which_limit_ended_it_and_what_to_do():
+    said = {}
+    for reader in ("events", "patterns"):
+        run = Run(cap_s=10.0, cap_why="cannot enter the top 3", reader=reader).say(111, train=15.5)
+        said[reader] = run.limits.check(111, run.clock, run.fold).message
+    assert said["events"] == (
+        "ended by its cap of 10 s (cannot enter the top 3): it trained for 15.5 s, more than 1.5 times "
+        "the cap, without an evaluation after the cap; let the script evaluate more often, or set "
+        "[racing] cap = false"
+    )
+    assert "it trained for 15.5 s by the runner's clock" in said["patterns"]
+
+
 def test_an_evaluation_exactly_at_the_cap_is_at_the_cap():
     assert Run(cap_s=10.0).evaluate(101, 3.0, train=10.0).at(101) is Reason.CAP
 
