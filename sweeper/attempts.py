@@ -54,7 +54,8 @@ class Begin:
     that, `of` and `attempt` are the trial that left it ("" and 0: a file). `extends`: it goes on with
     that very trial, whose curve is the first part of its own, and whose own beginning was `before`.
     `steps` replaces the limit of steps; `changes` are keys of the trainer's configuration; with
-    `own_target` it goes on to `target` (None: to its last step) instead of the stage's.
+    `own_target` it goes on to `target` (None: to its last step) instead of the stage's. `sha256` is of
+    the content of a file that the study names.
     """
 
     start: str = ""
@@ -68,12 +69,18 @@ class Begin:
     changes: Mapping[str, Value] = field(default_factory=dict)
     own_target: bool = False
     target: float | None = None
+    sha256: str | None = None
 
     def document(self) -> dict[str, Any]:
         """`AttemptSpec.start_from`."""
         if self.checkpoint is None:
             return {}
-        said = {"start": self.start, "checkpoint": str(self.checkpoint), "of": self.of}
+        said: dict[str, Any] = {
+            "start": self.start,
+            "checkpoint": str(self.checkpoint),
+            "of": self.of,
+        }
+        said |= {} if self.sha256 is None else {"sha256": self.sha256}
         offset = {"offset": dict(self.before or {})} if self.extends else {}
         return {**said, "attempt": self.attempt, "extends": self.extends, **offset}
 

@@ -112,9 +112,10 @@ class AttemptSpec(_Document):
     long. `adjusted` are keys of the trainer's configuration whose values differ from the point's
     ([on_oom]). `continues` is the attempt of the same trial whose checkpoint it goes on from, or 0.
     `start_from`, where not empty, says which checkpoint the trial began with: `start` (its name in the
-    study), `checkpoint` (path), `of` and `attempt` (the trial that left it, "" and 0 for a file), and
-    `extends` (whether it goes on with that very trial). Steps, tokens and clock count from there: what
-    the trainer says it resumed from is taken off, or `offset` (`step`, `tokens`, `clock`) where given.
+    study), `checkpoint` (path), `of` and `attempt` (the trial that left it, "" and 0 for a file, which
+    has the `sha256` of its content), and `extends` (whether it goes on with that very trial). Steps,
+    tokens and clock count from there: what the trainer says it resumed from is taken off, or `offset`
+    (`step`, `tokens`, `clock`) where given.
     """
 
     study: str

@@ -5,7 +5,7 @@ It must not know trainers or databases: a checkpoint is a file that a trial's ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sweeper.paths import Home
 from sweeper.racing.race import Race
 from sweeper.space import Point
 from sweeper.storage.base import Store
-from sweeper.study import START_FROM, Study
+from sweeper.study import START_FROM, Study, content_sha256
 from sweeper.trial import PlannedTrial, StageName, StagePlan, TrialFacts
 
 
@@ -132,10 +132,9 @@ def begin(study: Study, home: Home, trial: PlannedTrial, plan: StagePlan) -> Beg
         return FROM_THE_START
     start = study.starts[str(name)]
     found = Begin(start=str(name), arguments=start.arguments, steps=start.steps)
-    if start.checkpoint is not None:
-        path = (study.folder / start.checkpoint).resolve()
+    if (path := study.checkpoint_of(str(name))) is not None:
         _need_file(path, f"[start.{name}] checkpoint")
-        return replace(found, checkpoint=path)
+        return replace(found, checkpoint=path, sha256=content_sha256(path))
     if start.phase is None:
         return found
     phase_id = phase_trial(study, start.phase, trial.seed).id
@@ -155,10 +154,24 @@ def need_files(study: Study) -> None:
     Raises:
         CheckpointUnusable: one is not.
     """
-    for name, start in study.starts.items():
-        if start.checkpoint is not None:
-            path = (study.folder / start.checkpoint).resolve()
+    for name in study.starts:
+        if (path := study.checkpoint_of(name)) is not None:
             _need_file(path, f"{study.name}: [start.{name}] checkpoint")
+
+
+def need_same_file(begin: Begin, definition: Mapping[str, Any]) -> None:
+    """Nothing when the file that a trial begins with is the one that its plan was frozen with.
+
+    Raises:
+        CheckpointUnusable: its content is another.
+    """
+    frozen = definition.get("start", {}).get(begin.start, {}).get("sha256")
+    if begin.sha256 is not None and frozen not in (None, begin.sha256):
+        raise CheckpointUnusable(
+            f"[start.{begin.start}] checkpoint: {begin.checkpoint} is another file than when the plan "
+            f"was frozen (SHA-256 {begin.sha256[:12]}..., was {str(frozen)[:12]}...): its trials would "
+            "not be the same configuration. Put the former file back, or give the study a new name"
+        )
 
 
 def phase_begin(study: Study, phase: str) -> Begin:

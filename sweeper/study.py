@@ -5,6 +5,7 @@ It must not know that TOML, Optuna, Postgres or GPUs exist; `study_file` makes i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
@@ -336,6 +337,11 @@ class Study(Frozen):
             return self.validity
         return self.validity.model_copy(update={"pace": False})
 
+    def checkpoint_of(self, start: str) -> Path | None:
+        """The file that a start names, from the root; None where it names none."""
+        named = self.starts[start].checkpoint
+        return None if named is None else (self.folder / named).resolve()
+
     def is_frozen(self, key: str) -> bool:
         """Whether a dotted key is frozen, itself or within a frozen table."""
         return any(key == frozen or key.startswith(f"{frozen}.") for frozen in self.frozen)
@@ -344,7 +350,8 @@ class Study(Frozen):
         """What a stage's plan is frozen on, as JSON values.
 
         Everything that could change its points or what its times mean. Titles, questions and later
-        stages are left out, and with them the number of levels, which only stage 2 uses.
+        stages are left out, and with them the number of levels, which only stage 2 uses. A checkpoint
+        file is there with its content's hash: another file under its name is another start.
         """
         unused = {"name"} if stage == "stage2" else {"name", "levels"}
         parts: dict[str, Any] = {
@@ -371,6 +378,9 @@ class Study(Frozen):
                     key: table.model_dump(mode="json", exclude={"preview"})
                     for key, table in tables.items()
                 }
+        for key in self.starts:
+            if (path := self.checkpoint_of(key)) is not None:
+                parts["start"][key]["sha256"] = content_sha256(path)
         if stage == "stage1":
             parts["stage1"] = self.stage1.model_dump(mode="json")
         elif stage == "stage2":
@@ -382,6 +392,25 @@ class Study(Frozen):
         """SHA-256 of the definition's canonical JSON, 64 hexadecimal digits."""
         text = json.dumps(self.definition(stage), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def content_sha256(path: Path) -> str | None:
+    """SHA-256 of a file's content, 64 hexadecimal digits; None where it cannot be read.
+
+    A file of the same size and times as before is not read again.
+    """
+    try:
+        found = path.stat()
+        seen = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return _content_sha256(path, *seen)
+    except (OSError, ValueError):
+        return None
+
+
+@functools.lru_cache(maxsize=64)
+def _content_sha256(path: Path, *_seen: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(value: object) -> object:

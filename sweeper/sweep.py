@@ -303,6 +303,8 @@ class StageRun:
             self._say_later(words)
         origin = self._origin(judged, self.target)
         begin = starts.begin(self.study, self.home, trial, self._plan)
+        if not self._record.exploratory:
+            starts.need_same_file(begin, self._record.definition)
         prepared = attempts.prepare(
             self.study,
             trial,

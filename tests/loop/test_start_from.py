@@ -1,5 +1,6 @@
 """Trials that start from a checkpoint: real processes of the trivial trainer, whose clock is exact."""
 
+import hashlib
 import json
 import math
 import tomllib
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sweeper import starts
-from sweeper.errors import CheckpointUnusable
+from sweeper.commands import frozen
+from sweeper.errors import CheckpointUnusable, PlanChangedError
 from sweeper.executors.base import Slot
 from sweeper.executors.local import LocalExecutor
 from sweeper.objective import time_to_target
@@ -177,6 +179,35 @@ def test_a_checkpoint_that_is_not_there_is_said_before_anything_starts(tmp_path)
     with pytest.raises(CheckpointUnusable, match="p-one-1 has left no checkpoint; see `sweep show"):
         world.run(Stage1(world.study, keep=1))
     assert not list(world.home.study("starts").glob("s1-A1/attempt-*"))
+
+
+@pytest.mark.timeout(120)
+def test_another_checkpoint_file_under_the_same_name_is_another_configuration(tmp_path):
+    world = Starts(tmp_path)
+    stage = Stage1(world.study, keep=1)
+    world.phases(stage.plan(()).trials)
+    left = starts.left_by(world.study, world.home, "p-one-1")[1].read_bytes()
+    world.saved.write_bytes(left)
+    record = world.store.freeze(
+        stage.plan(()),
+        definition=world.study.definition("stage1"),
+        definition_hash=world.study.definition_hash("stage1"),
+        options={},
+        exploratory=False,
+    )
+    first = record.definition["start"]["file"]["sha256"]
+    assert first == hashlib.sha256(left).hexdigest()
+    assert not frozen.has_changed(world.study, record, exploratory=False)
+
+    world.saved.write_bytes(left + b" ")
+    with pytest.raises(PlanChangedError, match=rf"start\.file\.sha256: '{first[:9]}"):
+        frozen.has_changed(world.study, record, exploratory=False)
+    with pytest.raises(CheckpointUnusable, match=f"is another file than .*was {first[:12]}"):
+        world.run(stage)  # replaced while the sweep ran: its command has looked at it already
+
+    world.saved.write_bytes(left)
+    begun = [f.counted.device.get("starts_from", {}) for f in world.run(stage).facts]
+    assert sorted(b.get("sha256", "") for b in begun) == ["", "", first]
 
 
 def test_the_definition_that_a_plan_is_frozen_on_has_starts_and_phases(tmp_path):
