@@ -139,7 +139,8 @@ class App:
         target = getattr(self._args, "target", None)
         if target is not None and hasattr(self._args, "max_trials"):
             objective = study.objective.model_copy(update={"target": target})
-            study = study.model_copy(update={"objective": objective})
+            switches = ("--target", repr(target))
+            study = study.model_copy(update={"objective": objective, "switches": switches})
         return study
 
     # -- adapters --------------------------------------------------------------------------------

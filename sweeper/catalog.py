@@ -13,9 +13,8 @@ from pathlib import Path
 
 from sweeper.errors import StudyError, StudyFileError
 from sweeper.study import Study
+from sweeper.study_file import FILE
 from sweeper.study_file import load as load_file
-
-FILE = "study.toml"
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,9 @@ def begin(study: Study, home: Home, trial: PlannedTrial, plan: StagePlan) -> Beg
         return FROM_THE_START
     start = study.starts[str(name)]
     found = Begin(start=str(name), arguments=start.arguments, steps=start.steps)
-    if (path := study.checkpoint_of(str(name))) is not None:
-        _need_file(path, f"[start.{name}] checkpoint")
-        return replace(found, checkpoint=path, sha256=content_sha256(path))
+    if (file := study.checkpoint_of(str(name))) is not None:
+        _need_file(file, f"[start.{name}] checkpoint")
+        return replace(found, checkpoint=file, sha256=content_sha256(file))
     if start.phase is None:
         return found
     phase_id = phase_trial(study, start.phase, trial.seed).id

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,13 +291,16 @@ class Question(Frozen):
 class Study(Frozen):
     """One question, whole.
 
-    `folder` is where its file lives; `base` is the trainer configuration that the space's keys point
-    into (empty when the trainer has none).
+    `folder` is where its file lives, `words` name it on a command line, its scale and block too
+    (none: its name), `switches` are what else the command line changed in it; `base` is the trainer
+    configuration that the space's keys point into (empty when the trainer has none).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     title: str = ""
     folder: Path
+    words: tuple[str, ...] = ()
+    switches: tuple[str, ...] = ()
     objective: Objective
     trainer: TrainerCommand
     limits: Limits
@@ -328,7 +332,17 @@ class Study(Frozen):
         word = "-".join(re.findall(r"[a-z0-9]+", kind.lower()))[:32].strip("-")
         if not word:
             raise ValueError(f"got {kind!r}, expected a name with letters or digits")
-        return self.model_copy(update={"name": f"{self.name[: 63 - len(word)]}-{word}"})
+        return self.model_copy(
+            update={
+                "name": f"{self.name[: 63 - len(word)]}-{word}",
+                "words": (*(self.words or (self.name,)), "--node-kind", kind),
+            }
+        )
+
+    def command(self, verb: str, *options: str, trial: str = "") -> str:
+        """A command line about this very study, or about a trial of it, for a shell."""
+        named = [trial, "--study"] if trial else []
+        return shlex.join(["sweep", *verb.split(), *named, *(self.words or (self.name,)), *options])
 
     @property
     def trust(self) -> Validity:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sweeper.objective import TimeToTarget, time_to_target
 from sweeper.space import Point
@@ -14,6 +15,7 @@ from sweeper.study import Study
 from sweeper.trial import AttemptFacts, Clock, Outcome, StageName, StagePlan, TrialFacts
 
 STAGES: tuple[StageName, ...] = ("stage1", "stage2", "confirm")
+UNRANKED: tuple[StageName, ...] = ("prepare", "extend")
 SEARCH_STAGES: tuple[StageName, ...] = ("stage1", "stage2")
 
 
@@ -23,7 +25,8 @@ class StageFacts:
 
     `effective_target` is the target the stage is judged at (a fallback, where the declared one was
     out of reach). `created_at` and `closed_at` are Unix times; a stage that is not `closed` still
-    misses trials. `definition_hash` is the hash that the plan was frozen on.
+    misses trials. `definition_hash` is the hash that the plan was frozen on, `options` what the command
+    line asked for.
     """
 
     plan: StagePlan
@@ -34,6 +37,7 @@ class StageFacts:
     closed_at: float | None = None
     definition_hash: str = ""
     exploratory: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def measured(self) -> Iterator[tuple[TrialFacts, AttemptFacts]]:
         """Trials whose counted attempt says something about the configuration, in plan order."""
@@ -55,12 +59,14 @@ class StudyFacts:
     """A study with the stages that have a plan, every attempt with its verdict of validity.
 
     `versions` (of packages) are for the record. `banner` is what must be said of all times together.
+    `unranked` are the stages that no verdict looks at: phases, and extensions of trials.
     """
 
     study: Study
     stages: Mapping[StageName, StageFacts]
     versions: Mapping[str, str] = field(default_factory=dict)
     banner: str = ""
+    unranked: Mapping[StageName, StageFacts] = field(default_factory=dict)
 
     @property
     def clock(self) -> Clock:
@@ -80,6 +86,13 @@ class StudyFacts:
         for name in names:
             if name in self.stages:
                 yield self.stages[name]
+
+    def every(self) -> Iterator[StageFacts]:
+        """All stages that have a plan in the order in which they run, the unranked ones too."""
+        found = {**self.unranked, **self.stages}
+        for name in ("prepare", *STAGES, "extend"):
+            if name in found:
+                yield found[name]
 
     def baseline(self) -> Point | None:
         """The point of all declared baselines, or None when they do not make a whole point."""

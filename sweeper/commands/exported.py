@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sweeper.analysis.dataset import UNRANKED
 from sweeper.errors import StudyError
 from sweeper.space import Point
 from sweeper.study import Study
@@ -41,6 +42,8 @@ def read_trials(path: Path, study: Study) -> list[TrialFacts]:
             continue
         try:
             document = json.loads(line)
+            if document["stage"] in UNRANKED:  # phases and extensions: nothing was decided on them
+                continue
             trial = _trial(document, study)
             attempt = _attempt(document)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sweeper.analysis.dataset import STAGES, StageFacts, StudyFacts
+from sweeper.analysis.dataset import STAGES, UNRANKED, StageFacts, StudyFacts
 from sweeper.fingerprint import versions
 from sweeper.racing.validity import judge
 from sweeper.storage.base import StageRecord, Store
@@ -26,12 +26,14 @@ def stage_facts(record: StageRecord, facts: Sequence[TrialFacts]) -> StageFacts:
         closed_at=record.closed_at,
         definition_hash=record.definition_hash,
         exploratory=record.exploratory,
+        options=record.options,
     )
 
 
 def study_facts(study: Study, store: Store) -> StudyFacts:
-    """Every ranked stage of a study that has a plan, with all ended attempts and their verdicts."""
-    records = [record for record in store.stages(study.name) if record.stage in STAGES]
+    """Every stage of a study that has a plan, with all ended attempts; ranked ones with verdicts."""
+    known = store.stages(study.name)
+    records = [record for record in known if record.stage in STAGES]
     recorded = [store.facts(study.name, record.stage) for record in records]
     found = judge([f for of_stage in recorded for f in of_stage], study.trust)
     judged = {f.trial.id: f for f in found.facts}
@@ -43,6 +45,11 @@ def study_facts(study: Study, store: Store) -> StudyFacts:
         },
         versions(),
         found.banner,
+        {
+            record.stage: stage_facts(record, store.facts(study.name, record.stage))
+            for record in known
+            if record.stage in UNRANKED
+        },
     )
 
 

@@ -294,7 +294,8 @@ def show(args: argparse.Namespace) -> int:
         facts = _judged(study, store, find_trial(store, study, args.trial))
         record = store.stage(study.name, facts.trial.stage)
         target = record.effective_target if record else study.objective.target
-        document = trial_document(study, facts, target)
+        about = record.plan.design.get("about", {}) if record else {}
+        document = trial_document(study, facts, target, about.get(facts.trial.id))
         app.out(document)
         if not args.json:
             from sweeper.report import console  # noqa: PLC0415
@@ -311,8 +312,10 @@ def _judged(study: Study, store: Store, facts: TrialFacts) -> TrialFacts:
     return next((f for f in every if f.trial.id == facts.trial.id), facts)
 
 
-def trial_document(study: Study, facts: TrialFacts, target: float) -> dict[str, Any]:
-    """The document of `show --json`: the trial and each of its attempts."""
+def trial_document(
+    study: Study, facts: TrialFacts, target: float, about: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The document of `show --json`: the trial and each of its attempts; `about` an extension."""
     from sweeper.commands.output import attempt_document  # noqa: PLC0415
     from sweeper.commands.verdicts import attempt_verdict  # noqa: PLC0415
 
@@ -328,7 +331,8 @@ def trial_document(study: Study, facts: TrialFacts, target: float) -> dict[str, 
         "replicate_of": trial.replicate_of,
         "target": target,
         "attempts": [
-            attempt_document(study, trial, a, target) | {"verdict": attempt_verdict(facts, a)}
+            attempt_document(study, trial, a, target, about)
+            | {"verdict": attempt_verdict(facts, a)}
             for a in facts.attempts
         ],
     }

@@ -32,6 +32,7 @@ from sweeper.configuration import fill_command, resolve_config
 from sweeper.errors import EXIT_DONE, EXIT_SOME_FAILED, NothingReached, PlanError, StudyError
 from sweeper.objective import time_to_target
 from sweeper.paths import make_private, write_json, write_whole
+from sweeper.report.attempts import about_of, begins_with
 from sweeper.report.lines import plain
 from sweeper.storage.base import Store
 from sweeper.study import Study
@@ -282,8 +283,10 @@ def _tensorboard(app: App, study: Study, store: Store, out: Path | None) -> int:
 
 def _documents(study: Study, store: Store) -> list[dict[str, Any]]:
     return [
-        attempt_document(study, facts.trial, attempt, stage.effective_target)
-        for stage in study_facts(study, store).present()
+        attempt_document(
+            study, facts.trial, attempt, stage.effective_target, about_of(stage, facts.trial.id)
+        )
+        for stage in study_facts(study, store).every()
         for facts in stage.facts
         for attempt in facts.attempts
     ]
@@ -316,9 +319,19 @@ def _flatten(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def attempt_document(
-    study: Study, trial: PlannedTrial, attempt: AttemptFacts, target: float
+    study: Study,
+    trial: PlannedTrial,
+    attempt: AttemptFacts,
+    target: float,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One attempt as `export --trials --format jsonl` gives it, judged at its stage's target."""
+    """One attempt as `export --trials --format jsonl` gives it, judged at its stage's target.
+
+    `about` is what its plan keeps about an extension, which has a target of its own, or none.
+    """
+    if about and about["target"] is not None:
+        target = about["target"]
+    parent = begins_with(attempt, about) or {}
     found = time_to_target(attempt, target, study.objective.clock)
     reached = found is not None and found.reached
     return {
@@ -331,6 +344,10 @@ def attempt_document(
         "seed": trial.seed,
         "attempt": attempt.attempt,
         "replicate_of": trial.replicate_of,
+        "parent": parent.get("of"),
+        "parent_attempt": parent.get("attempt"),
+        "parent_step": parent.get("step"),
+        "extends": parent.get("extends", False),
         "outcome": attempt.outcome.value,
         "reason": attempt.reason.value,
         "message": attempt.message,

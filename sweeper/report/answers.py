@@ -11,7 +11,7 @@ from typing import Any
 
 from sweeper.analysis.chances import chance
 from sweeper.analysis.dataset import SEARCH_STAGES, StudyFacts
-from sweeper.analysis.drift import device_of, drift
+from sweeper.analysis.drift import drift
 from sweeper.analysis.path import path
 from sweeper.analysis.prediction import best_untested, in_words
 from sweeper.analysis.questions import answers
@@ -20,6 +20,7 @@ from sweeper.analysis.response import Response, observe
 from sweeper.analysis.sensitivity import sensitivity
 from sweeper.analysis.verdict import Verdict
 from sweeper.analysis.wording import ratio
+from sweeper.report import attempts
 from sweeper.trial import AttemptFacts, Outcome
 
 PROFILE_TARGETS = 24
@@ -35,7 +36,8 @@ def parts(facts: StudyFacts, judged: Verdict) -> dict[str, Any]:
         "sensitivity": [v.as_dict() for v in sensitivity(facts, target=target)],
         "chances": _chances(facts, judged),
         "profile": _profile(facts, judged),
-        "timeline": _timeline(facts),
+        "timeline": attempts.timeline(facts),
+        "extensions": attempts.extensions(facts),
         "drift": drift(facts.present(), facts.clock).as_dict(),
         "spent": _spent(facts, judged),
     }
@@ -143,54 +145,32 @@ def _at(rows: Mapping[Any, Row], wanted: Row | None) -> float | None:
     return row.seconds if row and row.reached and row.seconds > 0 else None
 
 
-def _timeline(facts: StudyFacts) -> list[dict[str, Any]]:
-    """Every ended attempt: its device, when it began and its phases in seconds."""
-    found = [
-        (stage.plan.stage, trial.trial.id, attempt)
-        for stage in facts.present()
-        for trial in stage.facts
-        for attempt in trial.attempts
-        if attempt.started_at
-    ]
-    first = min((attempt.started_at for _, _, attempt in found), default=0.0)
-    return [
-        {
-            "id": trial,
-            "attempt": attempt.attempt,
-            "stage": stage,
-            "device": device_of(attempt),
-            "began_s": round(attempt.started_at - first, 3),
-            "wall_s": round(attempt.wall_s, 3),
-            "phases": {k: round(v, 3) for k, v in attempt.phases.as_dict().items() if v},
-            "outcome": attempt.outcome.value,
-            "reason": attempt.reason.value,
-            "cap_s": attempt.cap_s,
-            "validity": attempt.validity,
-        }
-        for stage, trial, attempt in sorted(found, key=lambda f: f[2].started_at)
-    ]
-
-
 def _spent(facts: StudyFacts, judged: Verdict) -> dict[str, Any]:
-    """Device hours of all attempts, their price where the study has one, and where they went."""
+    """Device hours of all attempts, their price where the study has one, and where they went.
+
+    Phases and extensions are in `hours_unranked` alone.
+    """
     resources = facts.study.resources
     devices = max(1, resources.gpus)
-    attempts = [a for stage in facts.present() for trial in stage.facts for a in trial.attempts]
+    ended = [a for stage in facts.present() for trial in stage.facts for a in trial.attempts]
+    others = [a for s in facts.unranked.values() for trial in s.facts for a in trial.attempts]
     hours = judged.cost.attempts_wall_s / 3600 * devices
     price = resources.price_per_hour
     return {
         "kind": "GPU" if resources.gpus else "CPU slot",
         "hours": hours,
-        "hours_without_result": _hours(attempts, devices),
+        "hours_without_result": _hours(
+            [a for a in ended if a.outcome in (Outcome.FAILED, Outcome.INVALID)], devices
+        ),
+        "hours_unranked": _hours(others, devices),
         "price_per_hour": price,
         "currency": resources.currency,
         "money": None if price is None else hours * price,
     }
 
 
-def _hours(attempts: Sequence[AttemptFacts], devices: int) -> float:
-    lost = (a.wall_s for a in attempts if a.outcome in (Outcome.FAILED, Outcome.INVALID))
-    return math.fsum(lost) / 3600 * devices
+def _hours(ended: Sequence[AttemptFacts], devices: int) -> float:
+    return math.fsum(a.wall_s for a in ended) / 3600 * devices
 
 
 # -- two sweeps ------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def render(document: Document, figures: Sequence[Figure]) -> str:
         _targets(document),
         answers.devices(document, drawn.get("timeline"), drawn.get("drift")),
         _stages(document),
+        answers.extensions(document),
         _failures(document),
         _reproduce(document),
     ]

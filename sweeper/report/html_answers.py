@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from sweeper.analysis.wording import change, duration, significant
+from sweeper.report import attempts
 from sweeper.report import elements as el
 from sweeper.report.drawing import Figure
 from sweeper.space import show_value
@@ -51,6 +52,8 @@ def price(spent: Mapping[str, Any]) -> str:
         if spent["money"] is not None
         else ""
     )
+    others = significant(spent["hours_unranked"], 3)
+    money += f"; besides {others} of phases and extensions" if spent["hours_unranked"] else ""
     return (
         f'<div><p class="big plain">{hours} h</p>'
         f'<p class="note">{escape(spent["kind"])} hours of attempts{money}</p></div>'
@@ -202,6 +205,17 @@ def robustness(document: Document, figure: Figure | None) -> str:
     return _section("stands", "Would the verdict change?", "".join(parts)) if parts else ""
 
 
+def extensions(document: Document) -> str:
+    """Trials that went on after they had ended, beside what they were before."""
+    rows = [("", tuple(map(escape, attempts.extension_cells(r)))) for r in document["extensions"]]
+    if not rows:
+        return ""
+    places = (2, 3, 4, *range(6, len(attempts.EXTENSION_COLUMNS)))
+    caption = "In no ranking: others had no such chance"
+    table = el.table(caption, attempts.EXTENSION_COLUMNS, rows, numbers=places)
+    return _section("extensions", "Extensions", table)
+
+
 def devices(document: Document, timeline: Figure | None, drift: Figure | None) -> str:
     """What the devices did, whether they stayed the same, what was doubted."""
     if not timeline and not drift:
@@ -212,7 +226,11 @@ def devices(document: Document, timeline: Figure | None, drift: Figure | None) -
     if found["words"] and not drift:
         parts.append(f"<p>{el.words(found['words'])}</p>")
     if found["doubts"]:
-        rows = [("", (escape(doubt), str(n))) for doubt, n in found["doubts"].items()]
-        table = el.table("What raised a doubt", ("doubt", "attempts"), rows, numbers=(1,))
-        parts.append(el.folded(f"What raised a doubt ({len(rows)})", table))
+        doubts = [("", (escape(doubt), str(n))) for doubt, n in found["doubts"].items()]
+        table = el.table("What raised a doubt", ("doubt", "attempts"), doubts, numbers=(1,))
+        parts.append(el.folded(f"What raised a doubt ({len(doubts)})", table))
+    rows = [("", tuple(map(escape, attempts.phase_cells(row)))) for row in document["timeline"]]
+    last = range(4, len(attempts.PHASE_COLUMNS))
+    table = el.table("Every attempt by phase", attempts.PHASE_COLUMNS, rows, numbers=(1, *last))
+    parts.append(el.folded(f"Where each attempt's seconds went ({len(rows)})", table))
     return _section("devices", timeline.title if timeline else "The devices", "".join(parts))

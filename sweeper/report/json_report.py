@@ -20,7 +20,7 @@ from sweeper.analysis.steps import step_table
 from sweeper.analysis.verdict import Verdict, verdict
 from sweeper.configuration import frozen_values
 from sweeper.objective import final_value, time_to_target
-from sweeper.report import answers
+from sweeper.report import answers, attempts
 from sweeper.space import Value
 from sweeper.trial import TrialFacts
 
@@ -160,7 +160,7 @@ def _winner(facts: StudyFacts, row: Row | None) -> dict[str, Any] | None:
             for name in names
         ],
         "toml": toml_lines({name: row.point[name] for name in names}),
-        "command": f"sweep export {facts.study.name} --best > best.toml",
+        "command": facts.study.command("export", "--best") + " > best.toml",
     }
 
 
@@ -318,16 +318,33 @@ def _reproduce(facts: StudyFacts) -> dict[str, Any]:
 
 
 def _commands(facts: StudyFacts) -> list[str]:
-    name = facts.study.name
-    first = facts.stages.get("stage1")
-    imported = first is not None and first.plan.design.get("kind") == "imported"
-    lines = [f"sweep import MAPPING.toml {name}" if imported else f"sweep stage1 {name}"]
-    if "stage2" in facts.stages:
-        lines.append(f"sweep stage2 {name} --from-top {facts.study.stage2.from_top}")
-    if "confirm" in facts.stages:
-        confirm = facts.study.confirm
-        lines.append(f"sweep confirm {name} --top {confirm.top} --repeats {confirm.repeats}")
-    return [*lines, f"sweep report {name}"]
+    """What was asked of every stage, and what went on afterwards, as command lines."""
+    study = facts.study
+    confirm = study.confirm
+    declared: dict[str, dict[str, int]] = {
+        "stage2": {"from_top": study.stage2.from_top},
+        "confirm": {"top": confirm.top, "repeats": confirm.repeats},
+    }
+    switches = list(study.switches)
+    if "stage1" in facts.stages:  # later stages are planned for the target that it ended with
+        asked = facts.stages["stage1"].plan.target
+        switches = (
+            [] if asked == study.objective.target and not switches else ["--target", repr(asked)]
+        )
+    lines = []
+    for stage in facts.present():
+        words = []
+        for name, value in declared.get(stage.plan.stage, {}).items():
+            words += [f"--{name.replace('_', '-')}", str(stage.options.get(name) or value)]
+        if stage.plan.design.get("kind") == "imported":
+            lines.append(study.command("import MAPPING.toml"))
+        else:
+            lines.append(study.command(stage.plan.stage, *words, *switches))
+    for row in attempts.extensions(facts):
+        words = ["--steps", str(row["to_step"])]
+        words += [] if row["until"] is None else ["--to", repr(row["until"])]
+        lines.append(study.command("extend", *words, trial=row["of"]))
+    return [*lines, study.command("report")]
 
 
 def _plain(value: Any) -> Any:

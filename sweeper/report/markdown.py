@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeper.analysis.wording import bracket, duration, metric_ratio, ratio, significant
-from sweeper.report import claims
+from sweeper.report import attempts, claims
 from sweeper.report.lines import plain, saved
 from sweeper.space import show_value
 
@@ -56,6 +56,7 @@ def render(document: Document) -> str:
     lines += _stands(document)
     lines += _spent(document)
     lines += _stages(document)
+    lines += _attempts(document)
     lines += _failures(document)
     lines += _reproduce(document)
     return "\n".join(lines).rstrip() + "\n"
@@ -86,7 +87,7 @@ def note(document: Document) -> str:
     lines += _winner(document)
     for question in document["questions"]:
         lines += [f"- **{safe(question['text'])}** {safe(question['words'])}."]
-    report = f"`sweep report {plain(document['study'])}`"
+    report = f"`{plain(document['reproduce']['commands'][-1])}`"
     return "\n".join([*lines, "", READING, report, ""])
 
 
@@ -301,7 +302,10 @@ def _spent(document: Document) -> list[str]:
     money = (
         f", {spent['money']:.2f} {safe(spent['currency'])}" if spent["money"] is not None else ""
     )
-    return [f"{significant(spent['hours'], 3)} {spent['kind']} hours of attempts{money}.", ""]
+    hours = f"{significant(spent['hours'], 3)} {spent['kind']} hours of attempts{money}"
+    if spent["hours_unranked"]:
+        hours += f"; besides {significant(spent['hours_unranked'], 3)} of phases and extensions"
+    return [f"{hours}.", ""]
 
 
 def _racing(document: Document) -> list[str]:
@@ -325,6 +329,19 @@ def _stages(document: Document) -> list[str]:
         for stage in document["stages"]
     ]
     return ["## Stages", "", *_table(("stage", *keys, "train", "wall"), rows)] if rows else []
+
+
+def _attempts(document: Document) -> list[str]:
+    """Extensions, and where every attempt's seconds went."""
+    lines = []
+    if document["extensions"]:
+        rows = [tuple(map(safe, attempts.extension_cells(row))) for row in document["extensions"]]
+        lines += ["## Extensions", "", "In no ranking: others had no such chance.", "",
+                  *_table(attempts.EXTENSION_COLUMNS, rows)]  # fmt: skip
+    if document["timeline"]:
+        rows = [tuple(map(safe, attempts.phase_cells(row))) for row in document["timeline"]]
+        lines += ["## Where each attempt's seconds went", "", *_table(attempts.PHASE_COLUMNS, rows)]
+    return lines
 
 
 def _failures(document: Document) -> list[str]:

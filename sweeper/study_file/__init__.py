@@ -43,6 +43,8 @@ from sweeper.study_file.source import Problem, Source, nearest, show
 
 __all__ = ["load"]
 
+FILE = "study.toml"
+
 
 class _Head(Frozen):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
@@ -84,7 +86,7 @@ def load(path: Path, *, scale: str | None = None) -> Study:
     Raises:
         StudyFileError: the first thing that is wrong, with its line.
     """
-    file = path / "study.toml" if path.is_dir() else path
+    file = path / FILE if path.is_dir() else path
     source = Source.read(file, scale)
     document = _with_set(source, source.fill(_Document, dict(source.document), ()))
     if problem := next(_not_yet(document), None):
@@ -104,6 +106,7 @@ def load(path: Path, *, scale: str | None = None) -> Study:
         title=document.study.title,
         seed=document.study.seed,
         folder=file.parent,
+        words=_words(file, scale),
         objective=document.objective,
         trainer=document.trainer,
         limits=document.limits,
@@ -128,6 +131,13 @@ def load(path: Path, *, scale: str | None = None) -> Study:
     if problem := next(problems(study), None):
         raise source.error(problem)
     return study
+
+
+def _words(file: Path, scale: str | None) -> tuple[str, ...]:
+    """What names a study on a command line: a built-in one's name, else its folder seen from above."""
+    folder = file.resolve().parent.name
+    named = folder if file.name == FILE else f"{folder}/{file.name}"
+    return (named,) if scale is None else (named, "--scale", scale)
 
 
 def _with_set(source: Source, document: _Document) -> _Document:
