@@ -95,7 +95,29 @@ def test_both_strategies_side_by_side_and_a_trial_that_is_extended(sweep, study)
         assert says in sweep("extend", *words, *more, exit=code).err
     said = sweep("db", "verify", study, *SMALL, "--json", exit=None).json()["differences"]
     assert not [words for words in said if words.startswith(("p-", "x-"))]
+
+    # The extension is new to the report and to an export, each with what it goes on with.
+    assert "extensions" in sweep("report", study, *SMALL, "--check", exit=1).out
+    sweep("report", study, *SMALL)
     assert sweep("report", study, *SMALL, "--check").code == 0
+    document = json.loads(
+        (sweep.home / "reports" / "continuation-small" / "report.json").read_text()
+    )
+    (row,) = document["extensions"]
+    assert (row["id"], row["of"], row["from_step"], row["to_step"], row["steps"]) == (
+        "x-p-one-1-1", "p-one-1", 12, 20, 20,
+    )  # fmt: skip
+    began = {r["id"]: r["begins_with"] for r in document["timeline"]}
+    assert began["x-p-one-1-1"]["extends"]
+    assert began["p-one-1"] is None
+    commands = document["reproduce"]["commands"]
+    assert commands[0] == "sweep stage1 continuation --scale small"
+    assert "sweep extend p-one-1 --study continuation --scale small --steps 20" in commands
+    exported = sweep("export", study, *SMALL, "--trials", "--json").json()["trials"]
+    parents = {t["id"]: (t["parent"], t["parent_step"], t["extends"]) for t in exported}
+    assert parents["x-p-one-1-1"] == ("p-one-1", 12, True)
+    assert parents["p-one-1"] == (None, None, False)
+    assert all("train" in t["phases"] for t in exported)
 
 
 @pytest.mark.long
