@@ -5,7 +5,7 @@ It must not compute a verdict: it lays out facts as JSON values, and those as ce
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sweeper.analysis.dataset import StageFacts, StudyFacts
@@ -74,6 +74,16 @@ def timeline(facts: StudyFacts) -> list[dict[str, Any]]:
         }
         for stage, trial, attempt in sorted(found, key=lambda f: f[2].started_at)
     ]
+
+
+def phase_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Per cent of all attempts' time on the wall by phase, from the rows of the timeline."""
+    wall_s = sum(row["wall_s"] for row in rows)
+    seconds: dict[str, float] = {}
+    for row in rows if wall_s > 0 else ():
+        for name, value in row["phases"].items():
+            seconds[name] = seconds.get(name, 0.0) + value
+    return {name: 100 * value / wall_s for name, value in seconds.items()}
 
 
 def extensions(facts: StudyFacts) -> list[dict[str, Any]]:

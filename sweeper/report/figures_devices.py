@@ -64,15 +64,8 @@ def timeline(document: Document) -> Figure | None:
     if not rows:
         return None
     devices = sorted({row["device"] for row in rows})
-    phases: dict[str, float] = {}
-    for row in rows:
-        for name, seconds in row["phases"].items():
-            phases[name] = phases.get(name, 0.0) + seconds
-    wall = sum(row["wall_s"] for row in rows)
     shares = ", ".join(
-        f"{name} {100 * seconds / wall:.0f} %"
-        for name, seconds in phases.items()
-        if seconds > 0.005 * wall
+        f"{name} {share:.0f} %" for name, share in document["phase_shares"].items() if share > 0.5
     )
     words = (
         f"{len(rows)} attempts on {len(devices)} "

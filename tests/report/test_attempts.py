@@ -80,6 +80,10 @@ def test_a_report_has_extensions_phases_and_the_seconds_of_every_attempt(tmp_pat
     assert rows["p-one-1"]["stage"] == "prepare"
     assert rows["s1-A1"]["phases"]["train"] == round(parent.phases.train, 3)
     assert rows["s1-A1"]["begins_with"]["of"] == "p-one-1"
+    wall_s = sum(r["wall_s"] for r in found["timeline"])
+    train_s = sum(r["phases"].get("train", 0.0) for r in found["timeline"])
+    share = found["phase_shares"]["train"]
+    assert abs(share - 100 * train_s / wall_s) < 1e-9, "what the page's caption says is in the JSON"
     text, page = written.markdown.read_text(), written.html.read_text()
     for shown in (text, page):
         assert "p-one-1 at step 61" in shown
