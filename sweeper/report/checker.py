@@ -19,6 +19,8 @@ from sweeper.report import json_report
 NUMBER = re.compile(r"(?<![\w.#])-?\d+(?:\.\d+)?")
 _DURATION = re.compile(r"(?:(\d+) h )?(\d+) min(?: (\d+) s)?")
 _CHANGE = re.compile(r"([+-]\d+(?:\.\d)?) %")
+_INSTANT = re.compile(r"(?<=\d)T(?=\d\d:)")
+"""Before the hour of an instant in JSON, where a text has a space."""
 _LIKE = 1e-9
 NOT_OF_FACTS = ("generated_at", "against")
 """Keys of the document that come from elsewhere; `reproduce.versions` does too."""
@@ -79,7 +81,7 @@ def numbers_in(value: Any) -> Iterator[float]:
         for item in value:
             yield from numbers_in(item)
     elif isinstance(value, str):
-        yield from (float(found) for found in NUMBER.findall(value))
+        yield from (float(found) for found in NUMBER.findall(_INSTANT.sub(" ", value)))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield float(value)
 

@@ -10,7 +10,7 @@ from sweeper.commands.exported import read_trials
 from sweeper.commands.output import attempt_document
 from sweeper.report import json_report, write_report
 from sweeper.report.attempts import about_of
-from sweeper.report.checker import check
+from sweeper.report.checker import check, numbers_in, unknown_numbers
 from sweeper.study_file import load
 from sweeper.trial import Reason
 from tests.fakes.facts import TARGET, Clockwork, make_study, make_sweep
@@ -95,6 +95,11 @@ def test_a_report_has_extensions_phases_and_the_seconds_of_every_attempt(tmp_pat
 
     others = dataclasses.replace(facts, unranked={})
     assert any(line.startswith("extensions") for line in check(tmp_path, others))
+
+
+def test_the_hour_of_a_report_is_a_value_of_it():
+    known = set(numbers_in("2026-11-21T13:28:00+00:00"))
+    assert unknown_numbers("2026-11-21 13:28 UTC", known) == []
 
 
 def test_an_export_names_the_parent_and_a_replay_leaves_the_unranked_out(tmp_path):
