@@ -72,9 +72,9 @@ def test_a_monkey(place):
 @pytest.mark.timeout(1500)
 def test_a_monkey_for_longer(place):
     """Through all three stages."""
-    report, monkey = battle.fight(place, seed=11, faults=90, trials=220, module=True, verb="run")
+    report, monkey = battle.fight(place, seed=11, faults=45, trials=130, module=True, verb="run")
     assert report.problems == [], str(report)
-    assert len(monkey.done) >= 45  # how many find something to hit depends on the machine
+    assert len(monkey.done) >= 20  # how many find something to hit depends on the machine
     assert set(report.figures["trials_by_stage"]) == set(checker.STAGES)
 
 

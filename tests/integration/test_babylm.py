@@ -15,8 +15,8 @@ STUDY = Path(__file__).resolve().parents[2] / "studies" / "babylm"
 LR, BATCH = "optim.adam.lr", "data.batch_size"
 ENOUGH_S = 540.0  # it takes a minute or so; a busy machine may need a multiple
 SHORTER = {
-    "steps = 480": "steps = 40",
-    "target = 2.6\nfallback = [2.8]": "target = 3.3\nfallback = [3.8]",
+    "steps = 480": "steps = 20",
+    "target = 2.6\nfallback = [2.8]": "target = 4.3\nfallback = [4.6]",
     "runs = 9 # up to five parameters may vary, beside two replicates\nreplicates = 2": (
         "runs = 7\nreplicates = 1"
     ),
@@ -44,7 +44,7 @@ def test_the_smaller_forms_have_the_same_parameters(scale, entries):
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_small_form_from_its_file_to_its_report(sweep, tmp_path):
-    """40 steps and easier targets instead of 480; everything else is the small form."""
+    """20 steps, one layer and easy targets; everything else is the small form."""
     folder = tmp_path / "babylm"
     shutil.copytree(STUDY, folder, ignore=shutil.ignore_patterns("plateau"))
     text = (folder / "study.toml").read_text(encoding="utf-8")
@@ -53,9 +53,13 @@ def test_the_small_form_from_its_file_to_its_report(sweep, tmp_path):
         text = text.replace(old, new)  # (other tests run beside this one: times are not the point)
     (folder / "study.toml").write_text(text, encoding="utf-8")
     small = (folder / "small.toml").read_text(encoding="utf-8")
-    (folder / "small.toml").write_text(
-        small.replace("480", "40").replace("8192", "4096"), encoding="utf-8"
-    )
+    for old, new in {
+        "480": "20", "layers = 2": "layers = 1", "8192": "1024", "16_384": "2048",
+        "every_tokens = 32_768": "every_tokens = 4096",
+    }.items():  # fmt: skip
+        assert old in small
+        small = small.replace(old, new)
+    (folder / "small.toml").write_text(small, encoding="utf-8")
 
     done = sweep.start("run", str(folder), "--scale", "small", "--json").finish(ENOUGH_S)
     assert done.code == 0, done.text

@@ -16,7 +16,7 @@ SHORTER = {
     "target = 2.25": "target = 2.95",
     "fallback = [2.4, 2.6]": "fallback = [3.2]",
     "top = 2\nrepeats = 4": "top = 1\nrepeats = 2",
-    "from_top = 3\nruns = 6": "from_top = 3\nruns = 4\nreplicates = 1",
+    "from_top = 3\nruns = 6": "from_top = 3\nruns = 6\nreplicates = 1",
     '  { "schedule.kind" = "cosine", "schedule.floor" = 0.0 },\n': "",
     '  { "schedule.kind" = "linear", "schedule.floor" = 0.1 },\n': "",
 }
@@ -33,7 +33,15 @@ def study(sweep):
         sweep.edit(path, before, after)
     small = folder / "small.toml"
     text = small.read_text().replace("every_tokens = 32768", "every_tokens = 4096")
-    small.write_text(text.replace("warmup_steps = 10", "warmup_steps = 2"))
+    for before, after in {
+        "warmup_steps = 10": "warmup_steps = 2",
+        "layers = 2": "layers = 1",
+        "probe_tokens = 8192": "probe_tokens = 1024",
+        "confirmation_tokens = 12288": "confirmation_tokens = 2048",
+    }.items():
+        assert before in text
+        text = text.replace(before, after)
+    small.write_text(text)
     return str(path)
 
 
@@ -134,6 +142,6 @@ def test_checkpoints_that_are_missing_or_of_another_model_are_clear_errors(sweep
     (path.parent / "gone.pt").write_bytes(b"no checkpoint")
     sweep("stage1", study, *SMALL, "--max-trials", "3", exit=None)
     trials = sweep("export", study, *SMALL, "--trials", "--json").json()["trials"]
-    broken = [t for t in trials if t["point"]["start_from"] == "scratch"]
+    broken = [t for t in trials if t["point"].get("start_from") == "scratch"]
     for one in broken:
         assert one["outcome"] == "failed"

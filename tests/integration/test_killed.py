@@ -115,6 +115,7 @@ def test_what_ended_while_nobody_watched_is_kept(sweep, gated, wait_until, alive
     assert len(sweep.attempts()) == 5
 
 
+@pytest.mark.long
 def test_a_runner_is_killed(sweep, gated, wait_until, alive):
     gated.shut(after=1)
     command = sweep.start("stage1", gated.path, "--json")
@@ -207,6 +208,7 @@ def test_ctrl_c_twice(sweep, wait_until, alive):
     assert document["failed"] == 0, "what we ended ourselves is no failure"
 
 
+@pytest.mark.long
 def test_a_second_one_is_refused(sweep, gated, wait_until):
     gated.shut(after=0)
     first = sweep.start("stage1", gated.path)

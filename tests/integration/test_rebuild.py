@@ -45,6 +45,7 @@ def test_a_database_is_made_anew_from_run_folders(sweep):
     assert len(sweep.attempts()) == len(before), "nothing was run again"
 
 
+@pytest.mark.long
 def test_what_disagrees_is_said(sweep):
     study = str(sweep.write(few=True))
     sweep("stage1", study)
