@@ -16,7 +16,7 @@ LR, BATCH = "optim.adam.lr", "data.batch_size"
 ENOUGH_S = 540.0  # it takes a minute or so; a busy machine may need a multiple
 SHORTER = {
     "steps = 480": "steps = 20",
-    "target = 2.6\nfallback = [2.8]": "target = 4.3\nfallback = [4.6]",
+    "target = 3.0\nfallback = [3.2]": "target = 4.3\nfallback = [4.6]",
     "runs = 9 # up to five parameters may vary, beside two replicates\nreplicates = 2": (
         "runs = 7\nreplicates = 1"
     ),
@@ -54,7 +54,7 @@ def test_the_small_form_from_its_file_to_its_report(sweep, tmp_path):
     (folder / "study.toml").write_text(text, encoding="utf-8")
     small = (folder / "small.toml").read_text(encoding="utf-8")
     for old, new in {
-        "480": "20", "layers = 2": "layers = 1", "8192": "1024", "16_384": "2048",
+        "480": "20", "layers = 2": "layers = 1", "probe_tokens = 4096": "probe_tokens = 1024", "8192": "2048",
         "every_tokens = 32_768": "every_tokens = 4096",
     }.items():  # fmt: skip
         assert old in small
