@@ -54,9 +54,12 @@ def test_the_small_form_from_its_file_to_its_report(sweep, tmp_path):
     (folder / "study.toml").write_text(text, encoding="utf-8")
     small = (folder / "small.toml").read_text(encoding="utf-8")
     for old, new in {
-        "480": "20", "layers = 2": "layers = 1", "probe_tokens = 4096": "probe_tokens = 1024", "8192": "2048",
+        "480": "20",
+        "layers = 2": "layers = 1",
+        "probe_tokens = 4096": "probe_tokens = 1024",
+        "confirmation_tokens = 8192": "confirmation_tokens = 2048",
         "every_tokens = 32_768": "every_tokens = 4096",
-    }.items():  # fmt: skip
+    }.items():
         assert old in small
         small = small.replace(old, new)
     (folder / "small.toml").write_text(small, encoding="utf-8")
