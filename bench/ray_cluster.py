@@ -219,19 +219,25 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)
     result: dict[str, object] = {"machine": machine(), "command": " ".join(sys.argv)}
+
+    def keep() -> None:  # after every part: what was measured is not lost with what comes after it
+        result["load_average_after"] = [round(x, 2) for x in os.getloadavg()]
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
     with workplace() as (place, server):
         if args.rounds:
             result["overhead"] = overhead(place, server.url, args.trials, args.rounds)
+            keep()
         if args.quickstart:
             result["quickstart"] = quickstart(place, server.url)
             print(result["quickstart"], flush=True)
-        result["scaling"] = []
+        result["scaling"] = found = []
         for gpus in args.gpus:
             os.environ["SWEEP_DEVICE_LOCKS"] = str(place / f"locks-{gpus}")
-            result["scaling"].append(scaling(place, server.url, gpus, args.sleep_s))
-            print(result["scaling"][-1], flush=True)
-    result["load_average_after"] = [round(x, 2) for x in os.getloadavg()]
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            found.append(scaling(place, server.url, gpus, args.sleep_s))
+            print(found[-1], flush=True)
+            keep()
+    keep()
     print(json.dumps(result, indent=1))
 
 
