@@ -103,8 +103,8 @@ def _ranking(document: Document) -> dict[str, Any]:
     }
     title = "Time to the target (pale: not reached by then)"
     unit = CLOCK_TITLE[document["clock"]]
-    return _figure([bars] if rows else [], title, unit, "", margin={"l": 230},
-                   yaxis={"autorange": "reversed"})  # fmt: skip
+    return _figure([bars] if rows else [], title, unit, "",
+                   yaxis={"autorange": "reversed", "automargin": True})  # fmt: skip
 
 
 def _questions(document: Document) -> dict[str, Any]:
@@ -141,7 +141,8 @@ def _questions(document: Document) -> dict[str, Any]:
         "line": {"dash": "dash"},
     }
     title = "Questions: time ratio, blue is decided"
-    return _figure([dots] if found else [], title, "ratio", "", margin={"l": 230}, shapes=[one])
+    return _figure([dots] if found else [], title, "ratio", "", shapes=[one],
+                   yaxis={"automargin": True})  # fmt: skip
 
 
 def _reach(time: Mapping[str, Any], side: str) -> float:
