@@ -109,9 +109,9 @@ def test_a_cap_that_is_lowered_stops_a_trial_that_runs(tmp_path):
 
 @pytest.mark.timeout(120)
 def test_a_forecast_stops_a_trial_that_runs(tmp_path):
-    """Equal losses at equal steps, six times the time a step: known long before its cap."""
-    configs = "[{ step_s = 0.01 }, { step_s = 0.011 }, { step_s = 0.06 }]"
-    real = Real(tmp_path, configs, racing="slack = 3.0", options="--reach-at 100")
+    """Equal losses at equal steps, 15 times the time a step: known seconds before its cap."""
+    configs = "[{ step_s = 0.01 }, { step_s = 0.011 }, { step_s = 0.15 }]"
+    real = Real(tmp_path, configs, racing="slack = 8.0", options="--reach-at 100")
     end = real.run(slots=1)
     late = end.facts[2].counted
     spec = AttemptSpec.read(real.home.attempt("real", end.facts[2].trial.id, 1).spec)
