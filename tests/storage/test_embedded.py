@@ -92,6 +92,10 @@ class Place:
     def wait_stopped(self) -> None:
         wait_for(lambda: self.status().phase in {"stopped", "failed"}, "the server to stop")
 
+    def wait_gone(self) -> None:
+        """Every process has ended: a supervisor says that it has stopped just before it does."""
+        wait_for(lambda: not self.processes(), "every process to be gone")
+
     def processes(self) -> list[str]:
         """Command lines of every process that belongs to this place, commands left out."""
         lines = processes()
@@ -119,7 +123,7 @@ def place() -> Iterator[Place]:
             sockets = place.status().sockets
             embedded.stop(place.home, force=True)
             assert sockets is None or not sockets.exists()
-        wait_for(lambda: not place.processes(), f"no process left: {place.processes()}")
+        place.wait_gone()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -171,8 +175,7 @@ def test_three_commands_share_one_server_and_all_rows_survive_their_death(place)
     for command in commands:
         command.send_signal(signal.SIGKILL)
         command.wait()
-    place.wait_stopped()
-    assert place.processes() == []
+    place.wait_gone()
     assert list((place.home / "db" / "holders").iterdir()) == []
 
     assert place.rows() == ["command 0", "command 1", "command 2"]
@@ -358,7 +361,7 @@ def test_a_forked_child_does_not_hold(place):
 def test_a_removed_home_ends_its_server(place):
     with place.open():
         shutil.rmtree(place.home)
-        wait_for(lambda: not place.processes(), "the server to end")
+        place.wait_gone()
 
 
 # -------------------------------------------------------------------------------- db up, db down
@@ -372,7 +375,8 @@ def test_kept_until_stopped(place):
     assert place.status().running
     stopped = embedded.stop(place.home)
     assert stopped == embedded.Stopped(stopped=True, was_running=True, holders=())
-    assert place.processes() == []
+    assert not [line for line in place.processes() if "/postgres -D" in line]
+    place.wait_gone()
     assert not place.status().kept
     assert embedded.stop(place.home).was_running is False
 
@@ -384,7 +388,8 @@ def test_stop_says_who_holds_it_and_force_stops_anyway(place):
     assert [(h.pid, h.purpose) for h in answer.holders] == [(command.pid, "sweep stage1")]
     assert place.status().running
     assert embedded.stop(place.home, force=True).stopped
-    assert place.processes() == []
+    assert not [line for line in place.processes() if "/postgres -D" in line]
+    place.wait_gone()
 
 
 def test_stop_after_the_supervisor_was_killed_leaves_nothing(place):
@@ -394,7 +399,7 @@ def test_stop_after_the_supervisor_was_killed_leaves_nothing(place):
         wait_for(lambda: not place.status().running, "the supervisor to be gone")
     assert embedded.stop(place.home).stopped
     assert not status.sockets.exists()
-    wait_for(lambda: not place.processes(), "the server to be gone")
+    place.wait_gone()
 
 
 def test_status_and_stop_of_a_home_without_a_database_change_nothing(place):
