@@ -168,13 +168,17 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=2.6, help="tightest target")
     parser.add_argument("--seconds", type=float, default=7.0, help="of one configuration")
     parser.add_argument("--first", type=int, default=None, help="only so many, for a look")
+    parser.add_argument(
+        "--lr", type=int, nargs="+", default=LEVELS["lr_i"], help="powers of 2 of the learning rate"
+    )
     parser.add_argument("--replicates", type=int, default=12, help="points run with 3 more seeds")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data = load_bytes()
     known = options.out.read_text().splitlines() if options.out.exists() else []
     done = {tuple(json.loads(line)[n] for n in (*LEVELS, "seed")) for line in known}
-    settings = [dict(zip(LEVELS, v, strict=True)) for v in itertools.product(*LEVELS.values())]
+    levels = LEVELS | {"lr_i": options.lr}
+    settings = [dict(zip(levels, v, strict=True)) for v in itertools.product(*levels.values())]
     order = torch.randperm(len(settings), generator=torch.Generator().manual_seed(0)).tolist()
     jobs = [(settings[i], 1) for i in order][: options.first]
     # how much equal runs differ, measured: not only assumed

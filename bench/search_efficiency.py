@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import collections
 import csv
-import dataclasses
 import functools
 import gzip
 import json
@@ -23,7 +22,9 @@ import platform
 import random
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -86,6 +87,7 @@ class Table:
                     )
                     for n, loss in enumerate(losses)
                 )
+        self.rates = tuple(sorted({key[1] for key in self.curves}))
         found = {k: crossing(c, target, "train") for k, c in self.curves.items()}
         self.true = {k: f.seconds for k, f in found.items() if f is not None}
         self.best = min(self.true.values())
@@ -113,43 +115,39 @@ class Table:
         )
 
 
-SPACE = Space(
-    {
-        p.name: p
-        for p in (
-            Categorical("optimizer", ("adamw", "muon"), baseline="adamw"),
-            Integer("lr_i", 0, 5, levels=6, baseline=2),
-            Integer("batch_i", 0, 2, levels=3, baseline=1),
-            Categorical("momentum", (0.8, 0.95), baseline=0.95),
-            Categorical("decay", (0.0, 0.1), baseline=0.0),
-            Categorical("warmup", (0, 20), baseline=0),
-        )
-    }
-)
+def make_space(rates: Sequence[int], drawn: Mapping[str, Any]) -> Space:
+    """The table's parameters, with the drawn values as the baseline."""
+    parameters = (
+        Categorical("optimizer", ("adamw", "muon"), baseline=drawn["optimizer"]),
+        Integer("lr_i", rates[0], rates[-1], levels=len(rates), baseline=drawn["lr_i"]),
+        Integer("batch_i", 0, 2, levels=3, baseline=drawn["batch_i"]),
+        Categorical("momentum", (0.8, 0.95), baseline=drawn["momentum"]),
+        Categorical("decay", (0.0, 0.1), baseline=drawn["decay"]),
+        Categorical("warmup", (0, 20), baseline=drawn["warmup"]),
+    )
+    return Space({p.name: p for p in parameters})
 
 
 def make_study(table: Table, seed: int, limit_s: float) -> Study:
-    """A two-stage study with a baseline of its own: 21 entries, then 24 runs around the top 5."""
+    """A two-stage study with a baseline of its own: 21 entries (the wide table: 29), then 24 runs."""
     draw = random.Random(seed)
     drawn = {
         "optimizer": draw.choice(("adamw", "muon")),
-        "lr_i": draw.randrange(6),
+        "lr_i": draw.choice(table.rates),
         "batch_i": draw.randrange(3),
         "momentum": draw.choice((0.8, 0.95)),
         "decay": draw.choice((0.0, 0.1)),
         "warmup": draw.choice((0, 20)),
     }
-    space = Space(
-        {n: dataclasses.replace(p, baseline=drawn[n]) for n, p in SPACE.parameters.items()}
-    )
+    space = make_space(table.rates, drawn)
     of_a = BestOf(group="A", parameters=("optimizer", "lr_i"))
     groups = (
-        Group(name="A", grid={"optimizer": ("adamw", "muon"), "lr_i": (1, 3, 5)}),
+        Group(name="A", grid={"optimizer": ("adamw", "muon"), "lr_i": table.rates[1::2]}),
         Group(name="B", best_of=of_a, vary={"batch_i": (0, 1, 2)}),
         Group(name="C", best_of=of_a, vary={"momentum": (0.8, 0.95), "decay": (0.0, 0.1),
                                             "warmup": (0, 20)}),
         Group(name="D", best_of=BestOf(group="A", parameters=("optimizer",)),
-              vary={"lr_i": (0, 1, 2, 3, 4, 5)}),
+              vary={"lr_i": table.rates}),
     )  # fmt: skip
     return Study(
         name="bench",
@@ -331,7 +329,7 @@ class Contestant:
         return Table.key(
             {
                 "optimizer": trial.suggest_categorical("optimizer", ["adamw", "muon"]),
-                "lr_i": trial.suggest_int("lr_i", 0, 5),
+                "lr_i": trial.suggest_int("lr_i", self.table.rates[0], self.table.rates[-1]),
                 "batch_i": trial.suggest_int("batch_i", 0, 2),
                 "momentum": trial.suggest_categorical("momentum", [0.8, 0.95]),
                 "decay": trial.suggest_categorical("decay", [0.0, 0.1]),

@@ -21,7 +21,7 @@ from tests.chaos import battle, checker
 from tests.chaos.arena import COMPLETE, MOODS, ROOT, arena, mount, wait_until
 from tests.chaos.proxy import LosingProxy
 
-WITHIN_S = 90.0
+WITHIN_S = 240.0
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ class TestRayExecutor(ExecutorContract):
         yield executor
         executor.close()
 
-    def until(self, true, within_s=60):
+    def until(self, true, within_s=180):
         deadline = time.monotonic() + within_s
         while not true():
             assert time.monotonic() < deadline

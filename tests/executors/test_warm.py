@@ -53,7 +53,7 @@ def spec(tmp_path, name, *arguments, module="trivial_trainer", **more):
     return paths
 
 
-def finish(executor, paths, within_s=30):
+def finish(executor, paths, within_s=120):
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if any(e.folder == paths.folder for e in executor.wait(1.0)):

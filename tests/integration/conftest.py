@@ -27,7 +27,7 @@ from sweeper.storage.sql import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = ROOT / "tests" / "fakes" / "trivial_trainer.py"
-DEADLINE_S = 100.0
+DEADLINE_S = 300.0
 
 BASE = """\
 [optim]

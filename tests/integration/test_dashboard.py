@@ -30,7 +30,7 @@ def free_port():
 
 
 def ask(port, method, path, host=None, **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         if host is not None:
             headers["Host"] = host

@@ -20,7 +20,7 @@ from sweeper.spec import AttemptOutcome, AttemptSpec, Running
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = ROOT / "tests" / "fakes" / "trivial_trainer.py"
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 
 
 def wait_until(true, what: str, within_s: float = DEADLINE_S) -> Any:

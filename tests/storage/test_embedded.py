@@ -26,7 +26,7 @@ from sweeper.storage.embedded import binaries, cluster, layout, supervisor
 
 PACKAGE_ROOT = Path(sweeper.__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE_ROOT), *sys.path])}
-DEADLINE_S = 60.0
+DEADLINE_S = 180.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as another account")
 needs_ordinary = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 
