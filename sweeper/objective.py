@@ -68,6 +68,17 @@ def crossing(curve: Sequence[Evaluation], target: float, clock: Clock) -> TimeTo
     return None
 
 
+def near_misses(curve: Sequence[Evaluation], target: float) -> tuple[tuple[Evaluation, float], ...]:
+    """Probes at or below the target that the confirmation slice refused, each with its value there."""
+    larger = {e.step: e.value for e in curve if e.slice == "confirmation"}
+    return tuple(
+        (probe, larger[probe.step])
+        for probe in curve
+        if probe.slice == "probe" and probe.value <= target and probe.step in larger
+        if not larger[probe.step] <= target
+    )
+
+
 def time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeToTarget | None:
     """Time-to-target of an ended attempt, for any target, at any time after it ran.
 

@@ -84,25 +84,28 @@ def _point(values: Mapping[str, Any], study: Study) -> Point:
     return study.space.point({**study.space.baseline(), **values})
 
 
+def _loss(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
 def _attempt(document: Mapping[str, Any]) -> AttemptFacts:
     phases = Phases.from_mapping(document["phases"])
     share = phases.eval / phases.train if phases.train > 0 else 0.0
-    curve = tuple(
-        Evaluation(
-            step=int(step),
-            tokens=int(tokens),
-            # the export has train seconds alone; other phases are laid out in proportion
-            clock=Phases(phases.startup, phases.data, phases.compile, train_s, share * train_s),
-            value=math.nan if loss is None else float(loss),
-        )
-        for train_s, step, tokens, loss in document["curve"]
-    )
+    confirmations = dict(document.get("confirmations", ()))  # exports of before have none
+    curve: list[Evaluation] = []
+    for train_s, step, tokens, loss in document["curve"]:
+        # the export has train seconds alone; other phases are laid out in proportion
+        clock = Phases(phases.startup, phases.data, phases.compile, train_s, share * train_s)
+        curve.append(Evaluation(int(step), int(tokens), clock, _loss(loss)))
+        if step in confirmations:
+            value = _loss(confirmations[step])
+            curve.append(Evaluation(int(step), int(tokens), clock, value, "confirmation"))
     return AttemptFacts(
         attempt=int(document.get("attempt", 1)),
         outcome=Outcome(document["outcome"]),
         reason=Reason(document["reason"]),
         message=str(document.get("message", "")),
-        curve=curve,
+        curve=tuple(curve),
         phases=phases,
         steps=int(document["steps"]),
         tokens=int(document["tokens"]),

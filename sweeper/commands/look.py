@@ -33,6 +33,7 @@ from sweeper.errors import (
     SweepError,
     TrainerUnusable,
 )
+from sweeper.objective import near_misses
 from sweeper.paths import AttemptPaths
 from sweeper.space import Point, Value
 from sweeper.storage.base import Store
@@ -316,7 +317,7 @@ def trial_document(
     study: Study, facts: TrialFacts, target: float, about: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The document of `show --json`: the trial and each of its attempts; `about` an extension."""
-    from sweeper.commands.output import attempt_document  # noqa: PLC0415
+    from sweeper.commands.output import attempt_document, finite  # noqa: PLC0415
     from sweeper.commands.verdicts import attempt_verdict  # noqa: PLC0415
 
     trial = facts.trial
@@ -332,7 +333,13 @@ def trial_document(
         "target": target,
         "attempts": [
             attempt_document(study, trial, a, target, about)
-            | {"verdict": attempt_verdict(facts, a)}
+            | {
+                "verdict": attempt_verdict(facts, a),
+                "near_misses": [
+                    [probe.clock.train, probe.step, probe.value, finite(value)]
+                    for probe, value in near_misses(a.curve, target)
+                ],
+            }
             for a in facts.attempts
         ],
     }

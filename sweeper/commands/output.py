@@ -318,6 +318,11 @@ def _flatten(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, "" if value is None else value
 
 
+def finite(value: float) -> float | None:
+    """A number as JSON knows it: NaN and infinity become null."""
+    return value if math.isfinite(value) else None
+
+
 def attempt_document(
     study: Study,
     trial: PlannedTrial,
@@ -368,9 +373,12 @@ def attempt_document(
         "validity": attempt.validity,
         "clock_source": attempt.clock_source,
         "curve": [
-            [e.clock.train, e.step, e.tokens, e.value if math.isfinite(e.value) else None]
+            [e.clock.train, e.step, e.tokens, finite(e.value)]
             for e in attempt.curve
             if e.slice == "probe"
+        ],
+        "confirmations": [
+            [e.step, finite(e.value)] for e in attempt.curve if e.slice == "confirmation"
         ],
     }
 

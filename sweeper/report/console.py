@@ -207,6 +207,12 @@ def _attempt(record: Mapping[str, Any]) -> Text:
     said = f"\n  {judged['verdict']}: {plain('; '.join(fresh))}" if fresh else ""
     if judged["next"]:
         said += f"\n  validity gate: {plain(judged['next'])}"
+    for _, step, probe, confirmation in record.get("near_misses", ()):
+        larger = "no number" if confirmation is None else significant(confirmation, 5)
+        said += (
+            f"\n  near miss at step {step}: {significant(probe, 5)}, but {larger} on the larger "
+            "(confirmation) slice, so training went on"
+        )
     return Text(f"{words}; {record['steps']} steps; {phases}{message}{said}")
 
 

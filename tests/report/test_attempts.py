@@ -8,6 +8,7 @@ import json
 from sweeper.cli import build_parser
 from sweeper.commands.exported import read_trials
 from sweeper.commands.output import attempt_document
+from sweeper.objective import crossing, near_misses
 from sweeper.report import json_report, write_report
 from sweeper.report.attempts import about_of
 from sweeper.report.checker import check, numbers_in, unknown_numbers
@@ -158,3 +159,22 @@ def test_the_commands_that_repeat_a_sweep_name_scale_block_target_and_options(tm
         assert all(line.endswith(f" --target {TARGET!r}") for line in lines[:3])
     for line in lines:
         build_parser().parse_args(line.replace("'NVIDIA H100'", "H100").split()[1:])
+
+
+def test_an_export_keeps_what_the_larger_slice_said(tmp_path):
+    """Otherwise a near miss would be a crossing for `sweep replay`."""
+    facts = make_sweep()
+    known = facts.stages["stage1"].facts[0]
+    attempt = known.counted
+    last = attempt.curve[-1]
+    refusal = last._replace(slice="confirmation", value=TARGET + 0.125)
+    later = last._replace(step=last.step + 1, tokens=last.tokens + 100)
+    attempt = dataclasses.replace(attempt, curve=(*attempt.curve, refusal, later))
+    document = attempt_document(facts.study, known.trial, attempt, TARGET)
+    path = tmp_path / "trials.jsonl"
+    path.write_text(json.dumps(document) + "\n")
+    (read,) = read_trials(path, facts.study)
+    assert near_misses(read.attempts[0].curve, TARGET) == near_misses(attempt.curve, TARGET) != ()
+    found = crossing(read.attempts[0].curve, TARGET, "train")
+    assert found.upper_s == later.clock.train
+    assert found.lower_s == last.clock.train

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.objective import best_value, crossing, time_to_target
+from sweeper.objective import best_value, crossing, near_misses, time_to_target
 from sweeper.trial import AttemptFacts, Evaluation, Outcome, Phases, Reason
 
 
@@ -52,6 +52,14 @@ def test_a_confirmation_that_refuses_moves_the_time_to_the_next(refusal):
     curve = [probe(0, 3.0), probe(10, 1.9), confirm(10, refusal), probe(20, 1.8)]
     found = crossing(curve, 2.0, "train")
     assert (found.seconds, found.lower_s, found.upper_s) == (20.0, 10.0, 20.0)
+
+
+def test_near_misses_are_what_the_larger_slice_refused():
+    first, second = probe(10, 1.9), probe(20, 1.8)
+    curve = [probe(0, 3.0), confirm(0, 3.1), first, confirm(10, 2.1), second, confirm(20, 1.9)]
+    assert near_misses(curve, 2.0) == ((first, 2.1),)
+    assert near_misses(curve[:3], 2.0) == ()
+    assert near_misses([first, confirm(10, math.nan)], 2.0)[0][0] is first
 
 
 def test_a_refusal_is_no_crossing():
