@@ -6,6 +6,7 @@ It must not know how anything is done; heavy imports happen inside the verbs.
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import importlib
 import json
@@ -366,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     if argv is None:  # the process is ours alone
         gc.set_threshold(COLLECT_AFTER)
+        atexit.register(gc.freeze)  # or the interpreter walks every object once more before it ends
     parser = build_parser()
     words, after = _split(sys.argv[1:] if argv is None else argv)
     try:
