@@ -1,11 +1,14 @@
 """What racing saves and what it loses, on really trained curves: figures 1 to 4, results as JSON.
 
-Run: python bench/search_efficiency.py [--seeds 100] [--figures 1,2,3,4] [--limits 2,4,10] [--out FILE]
+Run: python bench/search_efficiency.py [--seeds 100] [--figures 1,2,3,4] [--limits 2,4,10] [--wide]
+     [--out FILE]
 
 The table (bench/data/curves.csv.gz, made by bench/make_curves.py) holds one loss curve for each of 288
-configurations of a small GPT, on its own seconds of processor time. A trial in virtual time follows its
-curve with its seconds multiplied by noise (lognormal, sd 3 %, one draw per seed and run). A seed also
-draws the study's baseline, so that hardly two sweeps have the same plan. Nothing is on a real clock.
+configurations of a small GPT, on its own seconds of processor time; with --wide there are 192 more, at
+learning rates 2 and 4 times below and above those, of which 55 do not get there within 16 s. A trial in
+virtual time follows its curve with its seconds multiplied by noise (lognormal, sd 3 %, one draw per seed
+and run). A seed also draws the study's baseline, so that hardly two sweeps have the same plan. Nothing
+is on a real clock.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import collections
 import csv
 import functools
 import gzip
+import itertools
 import json
 import math
 import os
@@ -56,6 +60,7 @@ from sweeper.study import Stage1 as Stage1Settings
 from sweeper.trial import Evaluation, Phases, Reason
 
 TABLE = Path(__file__).parent / "data" / "curves.csv.gz"
+MORE_RATES = Path(__file__).parent / "data" / "curves-more-rates.csv.gz"
 TARGET = 2.6
 NOISE = 0.03
 WITHIN = 1.05
@@ -65,28 +70,32 @@ K, TOP, RUNS = 5, 3, 24
 LIMITS = (2, 4, 10)
 
 
+def _rows(path: Path) -> list[dict[str, str]]:
+    with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 class Table:
     """Every configuration's curve: (step, tokens, seconds, loss), and its true crossing time."""
 
-    def __init__(self, path: Path, target: float) -> None:
+    def __init__(self, paths: Sequence[Path], target: float) -> None:
         self.target = target
         self.curves: dict[tuple, tuple[Evaluation, ...]] = {}
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["seed"] != "1":
-                    continue
-                key = self.key({n: row[n] for n in NAMES})
-                every, step_s = int(row["every"]), float(row["step_s"])
-                losses = [math.nan if x == "" else float(x) for x in row["losses"].split(" ")]
-                self.curves[key] = tuple(
-                    Evaluation(
-                        n * every,
-                        n * every * int(row["tokens_per_step"]),
-                        Phases(train=n * every * step_s),
-                        loss,
-                    )
-                    for n, loss in enumerate(losses)
+        for row in itertools.chain.from_iterable(map(_rows, paths)):
+            if row["seed"] != "1":
+                continue
+            key = self.key({n: row[n] for n in NAMES})
+            every, step_s = int(row["every"]), float(row["step_s"])
+            losses = [math.nan if x == "" else float(x) for x in row["losses"].split(" ")]
+            self.curves[key] = tuple(
+                Evaluation(
+                    n * every,
+                    n * every * int(row["tokens_per_step"]),
+                    Phases(train=n * every * step_s),
+                    loss,
                 )
+                for n, loss in enumerate(losses)
+            )
         self.rates = tuple(sorted({key[1] for key in self.curves}))
         found = {k: crossing(c, target, "train") for k, c in self.curves.items()}
         self.true = {k: f.seconds for k, f in found.items() if f is not None}
@@ -511,13 +520,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--figures", default="1,2,4", help="3 comes with 1")
-    parser.add_argument("--table", type=Path, default=TABLE)
+    parser.add_argument("--table", type=Path, nargs="+", default=[TABLE])
+    parser.add_argument("--wide", action="store_true", help="with 4 more learning rates")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--limits", default=",".join(map(str, LIMITS)), help="x median crossing")
     parser.add_argument("--staged-only", action="store_true", help="figure 2: our stages alone")
     options = parser.parse_args()
     limits = [int(times) for times in options.limits.split(",")]
-    table = Table(options.table, TARGET)
+    table = Table([*options.table, *([MORE_RATES] if options.wide else [])], TARGET)
     figures = options.figures.split(",")
     document = {
         "command": "python " + " ".join(sys.argv),
