@@ -37,21 +37,15 @@ def page(name: str, title: str, words: str, height: float, marks: Sequence[str])
     return whole.replace("<title", f"{STYLE}<title", 1) + "\n"
 
 
-def is_default(limit: str, mode: str) -> bool:
-    """Whether a row shows the rules as they are when nothing is switched."""
-    return "default" in mode and "repeats" not in mode + limit
-
-
 def saved(results: Results) -> str:
     """Figure 1: what each set of rules saves, and how often it changes the answer."""
-    rows = [
-        (mode.replace(" (default)", ""), is_default(limit, mode), limit, found)
-        for limit, modes in results["figures 1 and 3: racing off and on"].items()
-        for mode, found in modes.items()
-        if mode != "off"
+    parts = (("", results), (", wider learning rates", results["wide"]))
+    groups = [
+        (f"trial limit {limit}{where}", modes)
+        for where, part in parts
+        for limit, modes in part["figures 1 and 3: racing off and on"].items()
     ]
-    limits = list(dict.fromkeys(limit for _, _, limit, _ in rows))
-    height = TOP + ROW * (len(rows) + len(limits)) + 50
+    height = TOP + ROW * sum(len(modes) for _, modes in groups) + 50  # "off" is the heading's row
     axis = Axis(0.0, 60.0, LEFT, RIGHT - 190)
     bottom = height - 44
     marks = [x_axis(axis, bottom, "train seconds saved, median of the sweeps, %", top=TOP)]
@@ -59,16 +53,17 @@ def saved(results: Results) -> str:
         text(RIGHT, TOP - 4, "top 3 changed; best truly > 5 % slower", "fig-title", anchor="end")
     )
     y = TOP + 4
-    for limit in limits:
-        marks.append(text(10, y + 14, f"trial limit {limit}", "quiet"))
+    for heading, modes in groups:
+        marks.append(text(10, y + 14, heading, "quiet"))
         y += ROW
-        for mode, ours, of, found in rows:
-            if of != limit:
+        for mode, found in modes.items():
+            if mode == "off":
                 continue
             share = 100 * found["saved_median"]
             marks += [
-                text(LEFT - 8, y + 13, mode, anchor="end"),
-                box(axis(0), y + 3, axis(share) - axis(0), 14, kind="ours" if ours else "other"),
+                text(LEFT - 8, y + 13, mode.replace(" (default)", ""), anchor="end"),
+                box(axis(0), y + 3, axis(share) - axis(0), 14,
+                    kind="ours" if "(default)" in mode else "other"),
                 text(axis(share) + 6, y + 14, f"{share:.0f} %"),
                 text(
                     RIGHT,
@@ -78,7 +73,7 @@ def saved(results: Results) -> str:
                     "bad" if found["final_top3_changed"] else "",
                     anchor="end",
                 ),
-            ]
+            ]  # fmt: skip
             y += ROW
     words = (
         "Bars: the share of train seconds saved by each set of rules; right: how often it changed."

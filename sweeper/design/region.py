@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from sweeper.design.groups import is_forbidden
 from sweeper.design.pairs import censored_s
 from sweeper.errors import PlanError
-from sweeper.objective import best_value, final_value, time_to_target
+from sweeper.objective import best_value, final_value, slack, time_to_target
 from sweeper.space import NUMERIC, Float, Integer, Parameter, Point, Value, show_value
 from sweeper.study import Study
 from sweeper.trial import AttemptFacts, Lock, Outcome, TrialFacts
 
-UNKNOWN_NOISE_SD = math.log(1.10) / (2.33 * math.sqrt(2))
+UNKNOWN_NOISE_SD = math.log(1.10) / math.log(slack(1.0))
 """Standard deviation of log time until replicates know better: the slack of 1.10 (method 4)."""
 LEAST_NOISE_DF = 4
 LEAST_FLOOR = 0.03
@@ -26,6 +26,8 @@ UNKNOWN_FINAL_SD = 0.003
 """The same for the final metric's logarithm: losses of equal runs differ by parts of a percent."""
 LEAST_FINAL_FLOOR = 0.003
 CHANCE = 0.10
+FOR_QUESTIONS = 2.0
+"""Arms of a question have so many times their partner's time, or the k-th best's (method 4)."""
 _Z_ONE_SIDED, _Z_TWO_SIDED = 1.645, 1.96
 
 
@@ -51,12 +53,16 @@ class Top:
     """The points around which stage 2 is built, best first.
 
     `target` is the one that they are ranked by: the hardest of the ladder that enough of them
-    reached. `flagged` says that there was none, so that some are there by loss alone.
+    reached. `flagged` says that there was none, so that some are there by loss alone. `kth` is the
+    time of place k and `bound` the time that every run was given (method 4, cap); both are infinite
+    where nothing is cut off.
     """
 
     points: tuple[Measured, ...]
     target: float
     flagged: bool
+    kth: float = math.inf
+    bound: float = math.inf
     notes: tuple[str, ...] = ()
 
 
@@ -162,9 +168,12 @@ def choose_top(study: Study, facts: Sequence[TrialFacts], k: int, target: float)
             spread = noise_sd(study, facts, goal)[0]
             limit = able[k - 1].score * math.exp(math.sqrt(2) * spread)
             chosen = [m for m in able[: 2 * k] if m.score <= limit]
-            return Top(
-                tuple(chosen), goal, flagged=False, notes=_top_notes(k, chosen, goal, target)
-            )
+            notes = _top_notes(k, chosen, goal, target)
+            if study.objective.is_final:
+                return Top(tuple(chosen), goal, flagged=False, notes=notes)
+            kth = able[k - 1].score
+            bound = kth * (study.racing.slack or slack(spread))
+            return Top(tuple(chosen), goal, flagged=False, kth=kth, bound=bound, notes=notes)
     return _top_by_loss(judged, k)
 
 
@@ -219,7 +228,11 @@ def choose_region(study: Study, facts: Sequence[TrialFacts], top: Top) -> Region
 
 
 class _Evidence:
-    """What stage 1 says about single parameters, given the top."""
+    """What stage 1 says about single parameters, given the top.
+
+    Scores count up to what every run was given time for, the top's bound, or twice the k-th best for
+    arms of a question: what was cut off beyond it, or was not, must not make another region.
+    """
 
     def __init__(self, study: Study, facts: Sequence[TrialFacts], top: Top) -> None:
         self._space = study.space
@@ -230,6 +243,11 @@ class _Evidence:
         self._incumbent = top.points[0].point
         self._sd = noise_sd(study, facts, top.target)[0]
         self._final = study.objective.is_final
+        self._bounds = {
+            question.parameter: max(top.bound, FOR_QUESTIONS * top.kth)
+            for question in study.questions
+        }
+        self._usual_bound = top.bound
 
     def lock(self, name: str) -> Lock | None:
         """The lock that the evidence supports, or None: the parameter varies."""
@@ -283,43 +301,58 @@ class _Evidence:
     def _inert(self, name: str, value: Value) -> Lock | None:
         """Whether every level is within the noise floor of the incumbent's, interval and all."""
         floor = max(LEAST_FINAL_FLOOR if self._final else LEAST_FLOOR, self._sd)
-        worst, pairs = 0.0, 0
+        worst, number = 0.0, 0
         for other in self._seen(name, self._planned):
             if other == value:
                 continue
-            ratios = self._log_ratios(name, value, other, bounds=False)
-            if not ratios:
+            pairs = self._pairs(name, value, other)
+            if not pairs or not all(self._counts(name, m) for pair in pairs for m in pair):
                 return None
+            ratios = [math.log(a.score / b.score) for a, b in pairs]
             half = _Z_TWO_SIDED * self._sd * math.sqrt(2 / len(ratios))
             worst = max(worst, abs(statistics.fmean(ratios)) + half)
-            pairs += len(ratios)
+            number += len(ratios)
         if worst > floor:
             return None
         return Lock(
             value,
-            f"inert: over {pairs} pairs every level is within {worst:.1%} of "
+            f"inert: over {number} pairs every level is within {worst:.1%} of "
             f"{show_value(value)}, less than the noise floor of {floor:.1%}",
         )
 
-    def _log_ratios(
-        self, name: str, value: Value, other: Value, *, bounds: bool = True
-    ) -> list[float]:
-        """log(score with `value` / score with `other`) of all pairs that differ in this alone.
+    def _log_ratios(self, name: str, value: Value, other: Value) -> list[float]:
+        """log(score with `value` / score with `other`) of all pairs, a bound counting as the score.
 
-        A pair in which one did not reach gives a bound, which counts as the ratio; with neither
-        reached it says nothing.
+        Beyond a factor of 2 a pair says no more: its slower arm need not have been watched longer.
         """
+        bound, most = self._bound(name), math.log(FOR_QUESTIONS)
+        ratios = [
+            math.log(min(a.score, bound) / min(b.score, bound))
+            for a, b in self._pairs(name, value, other)
+        ]
+        if math.isinf(bound):
+            return ratios
+        return [min(most, max(-most, ratio)) for ratio in ratios]
+
+    def _bound(self, name: str) -> float:
+        return self._bounds.get(name, self._usual_bound)
+
+    def _counts(self, name: str, measured: Measured) -> bool:
+        return measured.reached and measured.score <= self._bound(name)
+
+    def _pairs(self, name: str, value: Value, other: Value) -> list[tuple[Measured, Measured]]:
+        """Points with `value` and with `other` that differ in this alone; one of each must count."""
         by_rest: dict[tuple[tuple[str, Value], ...], list[Measured]] = {}
         for m in self._all:
             rest = tuple((n, v) for n, v in m.point.items() if n != name)
             by_rest.setdefault(rest, []).append(m)
         return [
-            math.log(a.score / b.score)
+            (a, b)
             for pair in by_rest.values()
             for a, b in _ordered(pair, name, value, other)
             if min(a.score, b.score) > 0
             and max(a.score, b.score) < math.inf
-            and ((a.reached and b.reached) or (bounds and (a.reached or b.reached)))
+            and (self._counts(name, a) or self._counts(name, b))
         ]
 
     def _numeric_levels(self, name: str, parameter: Parameter) -> tuple[Value, ...]:

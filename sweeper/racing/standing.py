@@ -10,13 +10,12 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sweeper.objective import TimeToTarget, time_to_target
+from sweeper.objective import TimeToTarget, slack, time_to_target
 from sweeper.space import Point
 from sweeper.trial import AttemptFacts, Clock, PlannedTrial, TrialFacts
 
 LEAST_DEGREES = 4
 UNKNOWN_NOISE_SLACK = 1.10
-ONE_IN_A_HUNDRED = 2.33  # one-sided normal quantile
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,12 @@ class Standing:
         return times[k - 1] if 0 < k <= len(times) else None
 
     def slack(self, declared: float | None) -> float:
-        """exp(2.33 sqrt(2) s): an equal of the k-th falls out in about 1 % of cases (method 4).
-
-        1.10 until the spread has 4 degrees of freedom; a declared slack always wins.
-        """
+        """See `objective.slack`; 1.10 until there are 4 degrees; a declared slack always wins."""
         if declared is not None:
             return declared
         if self.spread is None or self.degrees < LEAST_DEGREES:
             return UNKNOWN_NOISE_SLACK
-        return math.exp(ONE_IN_A_HUNDRED * math.sqrt(2) * self.spread)
+        return slack(self.spread)
 
 
 class Times:

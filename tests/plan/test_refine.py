@@ -124,10 +124,12 @@ def test_unanimity_means_little_where_nearly_all_points_have_it(ngpt, make):
     trials = plan_stage1(ngpt, {"A": {"optim.muon.orthogonalizer": "newton_schulz"}}).trials
     off = "optim.muon.cautious_weight_decay"
     assert sum(1 for p in {t.point for t in trials} if not p[off]) == 32
-    facts = make.facts_of(
-        trials,
-        lambda t: 60.0 + 40 * abs(math.log(t.point["optim.muon.lr"] / 0.01)) + 30 * t.point[off],
-    )
+
+    def took(trial):  # equal runs differ, by 3 %
+        lr = 40 * abs(math.log(trial.point["optim.muon.lr"] / 0.01))
+        return (60.0 + lr + 30 * trial.point[off]) * (1.03 if trial.replicate_of else 1.0)
+
+    facts = make.facts_of(trials, took)
     top = choose_top(ngpt, facts, 5, 5.0)
     assert not any(m.point[off] for m in top.points)
     region = choose_region(ngpt, facts, top)
