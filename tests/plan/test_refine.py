@@ -173,6 +173,36 @@ def test_inert_needs_an_interval_inside_the_floor(study, make):
     assert "noise floor of 3.0%" in region.locked["optim.method"].why
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_what_caps_cut_off_makes_no_other_region(ngpt, make, seed):
+    """Racing must not change the answer: every run is given the bound, and some are given more."""
+    study = ngpt.model_copy(update={"questions": ()})  # their arms are given time of their own
+    draw = random.Random(seed)
+    planned = plan_stage1(study, {"A": {"optim.muon.orthogonalizer": "newton_schulz"}}).trials
+    trials = list({t.point: t for t in planned}.values())
+    effects = {}
+
+    def seconds(point):
+        logs = [effects.setdefault(level, draw.gauss(0, 0.4)) for level in point.items()]
+        return 60.0 * math.exp(sum(logs) + draw.gauss(0, 0.1))
+
+    took = {t.point: seconds(t.point) for t in trials}
+    whole = make.facts_of(trials, lambda t: took[t.point])
+    top = choose_top(study, whole, 5, 5.0)
+    assert top.kth < top.bound < max(took.values())
+
+    def raced(trial):
+        given = top.bound * draw.uniform(1.0, 3.0)
+        if took[trial.point] <= given:
+            return took[trial.point]
+        return make.censored(took[trial.point], share=given / took[trial.point], cap_s=given)
+
+    cut = make.facts_of(trials, raced)
+    assert cut != whole
+    raced_top = choose_top(study, cut, 5, 5.0)
+    assert choose_region(study, cut, raced_top) == choose_region(study, whole, top)
+
+
 def test_numeric_range_is_widened_by_half_a_spacing(study, make):
     trials = plan_stage1(study, FAST).trials
     best = {"s1-C1": 50.0, "s1-C2": 51.0}  # lr 0.02 and 0.05
