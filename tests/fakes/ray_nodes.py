@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 READY_WITHIN_S = 90.0
+TRIES = 3
 # A node is known to be dead after about ten seconds instead of a minute (defaults: 64 s).
 QUICK = {
     "RAY_grpc_client_keepalive_time_ms": "5000",
@@ -123,20 +124,24 @@ class RayNodes:
             "--disable-usage-stats", "--object-store-memory=80000000", "--block",
         ]  # fmt: skip
         log = self.folder / f"node-{number}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command,
-                env=os.environ | self.env | {"RAY_NODES": f"{self._mark}-{number};"},
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-            )  # fmt: skip
-        self._started.append(process)
-        deadline = time.monotonic() + READY_WITHIN_S
-        while "Ray runtime started" not in (said := log.read_text(errors="replace")):
-            if process.poll() is not None or time.monotonic() > deadline:
-                self.close()
-                raise RuntimeError(f"ray node {number} did not start:\n{said}")
-            time.sleep(0.05)
-        return number
+        for _ in range(TRIES):  # on a busy machine Ray's own deadlines pass at times
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    command,
+                    env=os.environ | self.env | {"RAY_NODES": f"{self._mark}-{number};"},
+                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                )  # fmt: skip
+            deadline = time.monotonic() + READY_WITHIN_S
+            while process.poll() is None and time.monotonic() < deadline:
+                if "Ray runtime started" in log.read_text(errors="replace"):
+                    self._started.append(process)
+                    return number
+                time.sleep(0.05)
+            self.kill(number)
+            process.wait(20)
+        said = log.read_text(errors="replace")
+        self.close()
+        raise RuntimeError(f"ray node {number} did not start in {TRIES} tries:\n{said}")
 
 
 def _free_port() -> int:
