@@ -42,12 +42,17 @@ def crossing(curve: Sequence[Evaluation], target: float, clock: Clock) -> TimeTo
     """
     confirmations = {e.step: e.value for e in curve if e.slice == "confirmation"}
     before: Evaluation | None = None
-    for probe in (e for e in curve if e.slice == "probe"):
+    for probe in curve:  # reports read millions of them: the common case comes first
+        if probe.slice != "probe":
+            continue
+        if probe.value > target:
+            if probe.value < math.inf:
+                before = probe
+            continue
         if not math.isfinite(probe.value):
             continue
         confirmation = confirmations.get(probe.step)
-        refused = confirmation is not None and not confirmation <= target
-        if probe.value > target or refused:
+        if confirmation is not None and not confirmation <= target:
             before = probe
             continue
         upper = probe.clock.seconds(clock)

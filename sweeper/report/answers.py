@@ -24,6 +24,9 @@ from sweeper.report import attempts
 from sweeper.trial import AttemptFacts, Outcome
 
 PROFILE_TARGETS = 24
+PROFILE_TARGETS_OF_MANY = 6
+MANY = 1000
+"""Configurations beyond which a profile of all targets would take most of the report's time."""
 
 
 def parts(facts: StudyFacts, judged: Verdict) -> dict[str, Any]:
@@ -116,10 +119,9 @@ def _profile(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
     tightest, loosest = losses[0], judged.target + 0.3 * (max(firsts) - judged.target)
     if not loosest > tightest:
         return []
-    step = (loosest - tightest) / (PROFILE_TARGETS - 1)
-    goals = sorted(
-        {round(tightest + i * step, 6) for i in range(PROFILE_TARGETS)} | {judged.target}
-    )
+    number = PROFILE_TARGETS if len(judged.ranking) <= MANY else PROFILE_TARGETS_OF_MANY
+    step = (loosest - tightest) / (number - 1)
+    goals = sorted({round(tightest + i * step, 6) for i in range(number)} | {judged.target})
     found = []
     for goal in reversed(goals):
         rows = {row.point: row for row in search_ranking(facts, target=goal)}
