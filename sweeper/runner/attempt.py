@@ -229,6 +229,7 @@ class Attempt:
             lambda: processes.descendants(os.getpid(), session=session, token=self.token),
             within_s=KILL_WITHIN_S,
             meanwhile=self._reap,
+            gone=(lambda: not processes.have_children()) if self._adopts else None,
         )
         self._until(lambda: self._status is not None, 1.0)
         self._reap()

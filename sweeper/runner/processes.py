@@ -20,6 +20,8 @@ MARKER = "SWEEP_ATTEMPT"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _DEAD_STATES = "ZXx"
+EMPTY_LOOKS = 3
+"""Looks at every process in a row that must find nothing, where something was found before."""
 
 
 class Process(NamedTuple):
@@ -184,22 +186,28 @@ def kill_all(
     *,
     within_s: float,
     meanwhile: Callable[[], None] = lambda: None,
+    gone: Callable[[], bool] | None = None,
 ) -> list[Process]:
-    """Kill whatever `find` finds, again and again until it finds nothing; returns who is left.
+    """Kill whatever `find` finds, again and again until there is nothing; returns who is left.
 
-    Looking again catches what was forked between a look and its signal. `meanwhile` runs in every
-    round (reaping). A process that another user owns, or that hangs in the kernel, is left over
-    after `within_s` seconds.
+    Looking again catches what was forked between a look and its signal. A look at every process takes
+    milliseconds, and what forks and ends meanwhile may be in neither half of it: so nothing is left
+    only where `gone` says so, which must know for certain, or, without it and once something was
+    found, when `EMPTY_LOOKS` in a row find nothing. `meanwhile` runs in every round (reaping). A
+    process that another user owns, or that hangs in the kernel, is left over after `within_s` seconds.
     """
     deadline = time.monotonic() + within_s
     pause_s = 0.005
+    empty, met = 0, False
     while True:
         left = list(find())
-        if not left or time.monotonic() >= deadline:
-            return left
         for process in left:
             send(process, signal.SIGKILL)
         meanwhile()
+        met, empty = met or bool(left), 0 if left else empty + 1
+        enough = gone() if gone is not None else not met or empty >= EMPTY_LOOKS
+        if (not left and enough) or time.monotonic() >= deadline:
+            return left
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.1)
 
