@@ -145,14 +145,14 @@ def test_an_attempt_whose_keeper_is_gone_counts_as_running_until_its_lease_has_e
     nodes, tmp_path
 ):
     """Its node was lost while no command ran: whatever still runs there must end before the next try."""
-    executor = RayExecutor(gpus=0, home=tmp_path, lease_s=1)
+    executor = RayExecutor(gpus=0, home=tmp_path, lease_s=15)
     case = TestRayExecutor()
     case.home, case.made = tmp_path, 0
     folder = case.started(executor, "--hang-at", "3")
     executor.close()
     nodes.kill(named="ray::RayKeeper")
     nodes.kill(named="sweeper.runner")  # no outcome is left
-    following = RayExecutor(gpus=0, home=tmp_path, lease_s=1)
+    following = RayExecutor(gpus=0, home=tmp_path, lease_s=15)
     slot = following.adopt(folder)
     assert slot is not None
     assert slot not in following.slots()
