@@ -53,7 +53,7 @@ def drive_trainer(callback, losses, *, every=5, zero=True):
             time.sleep(0.001)
             callback.on_step_end(args, state, control)
         callback.on_log(args, state, control, logs={"loss": loss, "learning_rate": 1e-3})
-        time.sleep(0.02)
+        time.sleep(0.2)
         metrics = {"eval_loss": loss, "eval_runtime": 0.02, "epoch": number}
         callback.on_evaluate(args, state, control, metrics=metrics)
         callback.on_save(args, state, control)
@@ -71,7 +71,7 @@ def test_hugging_face(writer, tmp_path):
     assert [e.value for e in found.curve if e.value == e.value] == [3.0, 2.0]
     assert found.finished["reason"] == "steps"
     assert found.started["config"] == {"learning_rate": 1e-3}, "no secrets, and only what is plain"
-    assert 0.06 <= found.clock.eval < 1
+    assert found.clock.eval >= 0.6
     assert 0.015 <= found.clock.train < found.clock.eval, "evaluations are off the train clock"
 
 
@@ -124,11 +124,11 @@ def drive_lightning(callback, losses, error=None):
             trainer.global_step += 1
             callback.on_train_batch_end(trainer, module, {"loss": loss}, None, batch)
         callback.on_validation_start(trainer, module)
-        time.sleep(0.01)
+        time.sleep(0.2)
         trainer.callback_metrics = {"val_loss": loss, "name": "x"}
         callback.on_validation_end(trainer, module)
         callback.on_save_checkpoint(trainer, module, {})
-        time.sleep(0.01)
+        time.sleep(0.2)
         if error is not None:
             callback.on_exception(trainer, module, error)
             return trainer
@@ -145,9 +145,9 @@ def test_lightning(writer, tmp_path):
     found = fold(tmp_path, "val_loss")
     assert [(e.step, e.value) for e in found.curve] == [(4, 3.0), (8, 2.0)], "no sanity check"
     assert (found.finished["reason"], found.started["config"]) == ("target", {"lr": 0.1})
-    assert found.clock.eval >= 0.02
-    assert found.clock.checkpoint >= 0.02
-    assert found.clock.train < 0.02, "validations and checkpoints are off the train clock"
+    assert found.clock.eval >= 0.4
+    assert found.clock.checkpoint >= 0.4
+    assert found.clock.train < 0.4, "validations and checkpoints are off the train clock"
     assert trainer.strategy.asked == [(False, False), (True, False)], "all processes, or none"
 
 
