@@ -1,4 +1,4 @@
-"""The warm parent: imports a trainer once, then forks a runner for each spec that it is sent.
+"""The warm parent: imports a trainer once, then has a forked runner ready for each spec that it is sent.
 
 It must not know what the module trains; it starts no threads, touches no device, and runs no trial.
 
@@ -25,7 +25,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from sweeper.runner import launch, processes
 from sweeper.runner.__main__ import main as run_spec
@@ -55,30 +55,82 @@ def preload(module: str, folder: str) -> None:
     gc.freeze()  # the collector of a child must not touch, and so copy, what is shared with us
 
 
+class Spare(NamedTuple):
+    """A child, forked beforehand, that becomes a runner when it is told of a spec."""
+
+    pid: int
+    pipe: BinaryIO
+
+    def tell(self, request: bytes) -> bool:
+        """Use it, once; False when somebody has killed it meanwhile."""
+        try:
+            with self.pipe:
+                self.pipe.write(request)
+        except BrokenPipeError:
+            return False
+        return True
+
+
+def fork_spare(link: socket.socket) -> Spare:
+    """Fork the next runner: it waits for its request, and leaves when its parent goes without one.
+
+    Raises:
+        OSError: no fork, or there are threads, which would be missing in it, locks and all.
+    """
+    if (count := threads()) > 1:
+        raise OSError(f"{count} threads after the imports")
+    reads, writes = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writes)
+        os.close(link.detach())  # or nobody would see that the parent has gone
+        _become_runner(reads)
+    os.close(reads)
+    return Spare(pid, os.fdopen(writes, "wb"))
+
+
 def serve(link: socket.socket) -> None:
-    """Answer requests until the other end closes."""
-    with link.makefile("r", encoding="utf-8") as requests:
-        for line in requests:
+    """Answer requests until the other end closes; the next runner is ready before the last one ends."""
+    with link.makefile("rb") as requests:
+        ready = _prepare(link)
+        for request in requests:
             try:
-                request = json.loads(line)
-                if (count := threads()) > 1:  # they would be missing in the child, locks and all
-                    _answer(link, {"error": f"{count} threads after the imports"})
-                    continue
-                pid = os.fork()
-            except (OSError, ValueError) as error:
-                _answer(link, {"error": str(error)})
-                continue
-            if pid == 0:
-                requests.close()
-                link.close()
-                _become_runner(request)
-            _answer(link, {"pid": pid})
+                answer: dict[str, Any] = {"pid": _begin(request, ready, link)}
+            except OSError as error:
+                answer = {"error": str(error)}
+            _answer(link, answer)
+            ready = _prepare(link)  # as this trial starts, and not while it trains
 
 
-def _become_runner(request: Mapping[str, Any]) -> NoReturn:
-    """In the child: be what `python -m sweeper.runner SPEC` would have been."""
+def _prepare(link: socket.socket) -> Spare | None:
+    with contextlib.suppress(OSError):  # whoever asks for a runner hears of it
+        return fork_spare(link)
+    return None
+
+
+def _begin(request: bytes, ready: Spare | None, link: socket.socket) -> int:
+    """The runner that has been told; without a ready one it is forked now.
+
+    Raises:
+        OSError: no fork, or it died at once.
+    """
+    if ready is not None and ready.tell(request):
+        return ready.pid
+    made = fork_spare(link)
+    if made.tell(request):
+        return made.pid
+    raise OSError("the runner died as soon as it was forked")
+
+
+def _become_runner(reads: int) -> NoReturn:
+    """In the child: wait for a request, then be what `python -m sweeper.runner SPEC` would have been."""
     code = 1
     try:
+        with os.fdopen(reads, "rb") as pipe:
+            line = pipe.read()
+        if not line:  # the parent left
+            os._exit(0)
+        request = json.loads(line)
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         null = os.open(os.devnull, os.O_RDONLY)

@@ -175,12 +175,53 @@ def test_a_warm_parent_that_dies_is_given_up(tmp_path, executor):
     assert "warm parent" in executor.faults[0]
 
 
-def test_closing_leaves_no_warm_parent(tmp_path, executor):
+def children(pid):
+    return [p.pid for p in processes.everyone() if p.parent == pid]
+
+
+def wait_for(condition, within_s=60):
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_the_next_runner_is_there_before_it_is_asked_for(tmp_path, executor):
+    executor.warm_up("trivial_trainer", FAKES)
+    assert run(executor, spec(tmp_path, "a", "--virtual-clock", "--reach-at", "5")).warm
+    parent = executor._warm["cpu0"]._process.pid
+    wait_for(lambda: len(children(parent)) == 1)
+    (waiting,) = children(parent)
+    paths = spec(tmp_path, "b", "--virtual-clock", "--reach-at", "5")
+    executor.submit(paths.spec, SLOT)
+    assert finish(executor, paths).warm
+    assert Running.read(paths.running).pid == waiting
+
+
+def test_a_waiting_runner_that_was_killed_is_replaced(tmp_path, executor):
+    executor.warm_up("trivial_trainer", FAKES)
+    assert run(executor, spec(tmp_path, "a", "--virtual-clock", "--reach-at", "5")).warm
+    parent = executor._warm["cpu0"]._process.pid
+    wait_for(lambda: len(children(parent)) == 1)
+    (waiting,) = children(parent)
+    os.kill(waiting, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{waiting}").exists())
+    assert run(executor, spec(tmp_path, "b", "--virtual-clock", "--reach-at", "5")).warm
+    assert executor.faults == ()
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_neither_warm_parent_nor_waiting_runner_is_left(tmp_path, executor, how):
     executor.warm_up("trivial_trainer", FAKES)
     pid = executor._warm["cpu0"]._process.pid
     run(executor, spec(tmp_path, "a", "--virtual-clock", "--reach-at", "5"))
+    wait_for(lambda: len(children(pid)) == 1)
+    (waiting,) = children(pid)
+    if how == "killed":
+        os.kill(pid, signal.SIGKILL)
     executor.close()
     assert not Path(f"/proc/{pid}").exists()
+    wait_for(lambda: not Path(f"/proc/{waiting}").exists())
 
 
 def test_without_a_module_only_the_runner_is_forked(tmp_path, executor):
