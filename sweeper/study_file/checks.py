@@ -503,10 +503,12 @@ def _level_list(
 def _gaps(study: Study, group: Group, at: KeyPath) -> Iterator[Problem]:
     """Parameters that no entry, tie or baseline gives a value."""
     given = set(group.best_of.parameters) if group.best_of else set()
-    for row in group.rows():
-        values = {**study.space.baseline(), **row.values}
-        for name in study.space.parameters:
-            if name not in values and name not in given and study.space.active(name, values):
+    baseline = study.space.baseline()
+    open_names = [n for n in study.space.parameters if n not in baseline and n not in given]
+    for row in group.rows() if open_names else ():
+        values = {**baseline, **row.values}
+        for name in open_names:
+            if name not in values and study.space.active(name, values):
                 yield Problem(
                     at,
                     f"entry {row.index} leaves {show(name)} without a value; "
