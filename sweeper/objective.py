@@ -105,7 +105,6 @@ def _time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeT
     return TimeToTarget(reached=False, seconds=stopped_s, lower_s=stopped_s, upper_s=math.inf)
 
 
-_ONE_IN_A_HUNDRED = 2.33  # one-sided normal quantile
 _CUT_OFF = (Reason.DIVERGED, Reason.TIMEOUT, Reason.CAP, Reason.FORECAST, Reason.BUDGET)
 
 
@@ -122,15 +121,6 @@ def final_value(attempt: AttemptFacts) -> float | None:
             if evaluation.slice == kind and math.isfinite(evaluation.value):
                 return evaluation.value
     return None
-
-
-def slack(spread: float) -> float:
-    """The factor above the k-th best time at which a trial is cut off (method 4): exp(2.33 sqrt(2) s).
-
-    `spread` is the standard deviation s of log time between equal runs; an equal of the k-th then
-    falls out in about 1 % of cases.
-    """
-    return math.exp(_ONE_IN_A_HUNDRED * math.sqrt(2) * spread)
 
 
 def best_value(curve: Sequence[Evaluation]) -> float | None:

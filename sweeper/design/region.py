@@ -13,21 +13,18 @@ from dataclasses import dataclass
 from sweeper.design.groups import is_forbidden
 from sweeper.design.pairs import censored_s
 from sweeper.errors import PlanError
-from sweeper.objective import best_value, final_value, slack, time_to_target
+from sweeper.noise import PAIR_FACTOR, UNKNOWN_SPREAD, known_spread, pooled_spread, slack
+from sweeper.objective import best_value, final_value, time_to_target
 from sweeper.space import NUMERIC, Float, Integer, Parameter, Point, Value, show_value
 from sweeper.study import Study
 from sweeper.trial import AttemptFacts, Lock, Outcome, TrialFacts
 
-UNKNOWN_NOISE_SD = math.log(1.10) / math.log(slack(1.0))
-"""Standard deviation of log time until replicates know better: the slack of 1.10 (method 4)."""
-LEAST_NOISE_DF = 4
 LEAST_FLOOR = 0.03
 UNKNOWN_FINAL_SD = 0.003
-"""The same for the final metric's logarithm: losses of equal runs differ by parts of a percent."""
+"""Standard deviation of the final metric's logarithm until replicates know better: losses of equal
+runs differ by parts of a percent."""
 LEAST_FINAL_FLOOR = 0.003
 CHANCE = 0.10
-FOR_QUESTIONS = 2.0
-"""Arms of a question have so many times their partner's time, or the k-th best's (method 4)."""
 _Z_ONE_SIDED, _Z_TWO_SIDED = 1.645, 1.96
 
 
@@ -125,23 +122,20 @@ def _score(study: Study, attempt: AttemptFacts, target: float) -> tuple[float, b
 def noise_sd(study: Study, facts: Sequence[TrialFacts], target: float) -> tuple[float, int]:
     """Standard deviation of the log score between runs of one point, and its degrees of freedom.
 
-    Pooled over points with two or more runs that reached; `UNKNOWN_NOISE_SD` (of times) or
+    Pooled over points with two or more runs that reached; `noise.UNKNOWN_SPREAD` (of times) or
     `UNKNOWN_FINAL_SD` (of the final metric) below 4 degrees.
     """
-    logs: dict[Point, list[float]] = {}
+    scores: dict[Point, list[float]] = {}
     for fact in facts:
         attempt = fact.counted
         if attempt is None or attempt.outcome not in (Outcome.REACHED, Outcome.CENSORED):
             continue
         score, known = _score(study, attempt, target)
-        if known and score > 0:
-            logs.setdefault(fact.trial.point, []).append(math.log(score))
-    groups = [values for values in logs.values() if len(values) > 1]
-    freedom = sum(len(values) - 1 for values in groups)
-    if freedom < LEAST_NOISE_DF:
-        return UNKNOWN_FINAL_SD if study.objective.is_final else UNKNOWN_NOISE_SD, freedom
-    squares = sum(statistics.variance(values) * (len(values) - 1) for values in groups)
-    return math.sqrt(squares / freedom), freedom
+        if known:
+            scores.setdefault(fact.trial.point, []).append(score)
+    spread, freedom = pooled_spread(scores.values())
+    unknown = UNKNOWN_FINAL_SD if study.objective.is_final else UNKNOWN_SPREAD
+    return known_spread(spread, freedom, unknown=unknown), freedom
 
 
 def choose_top(study: Study, facts: Sequence[TrialFacts], k: int, target: float) -> Top:
@@ -244,7 +238,7 @@ class _Evidence:
         self._sd = noise_sd(study, facts, top.target)[0]
         self._final = study.objective.is_final
         self._bounds = {
-            question.parameter: max(top.bound, FOR_QUESTIONS * top.kth)
+            question.parameter: max(top.bound, PAIR_FACTOR * top.kth)
             for question in study.questions
         }
         self._usual_bound = top.bound
@@ -325,7 +319,7 @@ class _Evidence:
 
         Beyond a factor of 2 a pair says no more: its slower arm need not have been watched longer.
         """
-        bound, most = self._bound(name), math.log(FOR_QUESTIONS)
+        bound, most = self._bound(name), math.log(PAIR_FACTOR)
         ratios = [
             math.log(min(a.score, bound) / min(b.score, bound))
             for a, b in self._pairs(name, value, other)

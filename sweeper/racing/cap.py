@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sweeper.noise import PAIR_FACTOR
 from sweeper.racing.standing import Standing
 from sweeper.space import Point
 from sweeper.study import Question, Racing
 from sweeper.trial import PlannedTrial
-
-QUESTION_FACTOR = 2.0
-"""Arms of a question are watched for so many times their partner's time: a pair keeps its data."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +67,20 @@ def cap(
         place = f"cannot win its group, whose best is {best:.1f} s x {slack:.2f}, nor " + place
     seconds = slack * base
     own = standing.medians.get(trial.point)
-    if racing.replicates and own is not None and QUESTION_FACTOR * own > seconds:
-        seconds = QUESTION_FACTOR * own
+    if racing.replicates and own is not None and PAIR_FACTOR * own > seconds:
+        seconds = PAIR_FACTOR * own
         place = (
-            f"cannot enter the top {k}, and has had {QUESTION_FACTOR:g} x the {own:.1f} s of its "
+            f"cannot enter the top {k}, and has had {PAIR_FACTOR:g} x the {own:.1f} s of its "
             "point's other runs"
         )
     if racing.questions and trial.point in partners:
         partner = _fastest(partners[trial.point], standing)
         known = kth if partner is None else partner
-        if QUESTION_FACTOR * known > seconds:
-            seconds = QUESTION_FACTOR * known
+        if PAIR_FACTOR * known > seconds:
+            seconds = PAIR_FACTOR * known
             whose = f"the {ordinal(k)} best" if partner is None else "its partner in a question"
             place = (
-                f"cannot enter the top {k}, and has had {QUESTION_FACTOR:g} x the {known:.1f} s "
+                f"cannot enter the top {k}, and has had {PAIR_FACTOR:g} x the {known:.1f} s "
                 f"of {whose}"
             )
     if seconds < racing.grace_s:

@@ -10,12 +10,10 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sweeper.objective import TimeToTarget, slack, time_to_target
+from sweeper.noise import known_spread, pooled_spread, slack
+from sweeper.objective import TimeToTarget, time_to_target
 from sweeper.space import Point
 from sweeper.trial import AttemptFacts, Clock, PlannedTrial, TrialFacts
-
-LEAST_DEGREES = 4
-UNKNOWN_NOISE_SLACK = 1.10
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,8 @@ class Standing:
         return times[k - 1] if 0 < k <= len(times) else None
 
     def slack(self, declared: float | None) -> float:
-        """See `objective.slack`; 1.10 until there are 4 degrees; a declared slack always wins."""
-        if declared is not None:
-            return declared
-        if self.spread is None or self.degrees < LEAST_DEGREES:
-            return UNKNOWN_NOISE_SLACK
-        return slack(self.spread)
+        """See `noise.slack`; 1.10 until there are 4 degrees; a declared slack always wins."""
+        return slack(known_spread(self.spread, self.degrees)) if declared is None else declared
 
 
 class Times:
@@ -93,7 +87,7 @@ class Times:
             self._medians.pop(point, None)
             if math.isfinite(median):
                 self._medians[point] = median
-        spread, degrees = _spread(list(t.values()) for t in self._of_point.values() if len(t) > 1)
+        spread, degrees = pooled_spread(t.values() for t in self._of_point.values() if len(t) > 1)
         self._medians = dict(sorted(self._medians.items(), key=lambda item: item[1]))
         runs = tuple(self._runs[one.trial.id][1] for one in facts)
         return Standing(target, self._clock, runs, dict(self._medians), spread, degrees)
@@ -112,13 +106,3 @@ class Times:
             self._of_point.setdefault(trial.point, {})[trial.id] = seconds
             changed.add(trial.point)
         return changed
-
-
-def _spread(times: Iterable[list[float]]) -> tuple[float | None, int]:
-    logs = [[math.log(s) for s in of_point if 0 < s < math.inf] for of_point in times]
-    repeated = [values for values in logs if len(values) > 1]
-    degrees = sum(len(values) - 1 for values in repeated)
-    if not degrees:
-        return None, 0
-    squares = math.fsum(statistics.variance(v) * (len(v) - 1) for v in repeated)
-    return math.sqrt(squares / degrees), degrees

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sweeper.design.groups import is_forbidden, plan_stage1
 from sweeper.design.refine import plan_stage2
-from sweeper.design.region import UNKNOWN_NOISE_SD, choose_region, choose_top, noise_sd
+from sweeper.design.region import choose_region, choose_top, noise_sd
 from sweeper.errors import PlanError
+from sweeper.noise import UNKNOWN_SPREAD
 from sweeper.space import NUMERIC
 from sweeper.study_file import load
 from sweeper.trial import Reason, TrialFacts
@@ -104,7 +105,7 @@ def test_stage_2_before_stage_1(study, make, outcome):
 
 def test_noise_is_pooled_over_replicates(study, make):
     trials = plan_stage1(study, FAST).trials
-    assert noise_sd(study, make.facts_of(trials, lambda _: 60.0), 5.0) == (UNKNOWN_NOISE_SD, 0)
+    assert noise_sd(study, make.facts_of(trials, lambda _: 60.0), 5.0) == (UNKNOWN_SPREAD, 0)
     rng = random.Random(3)
     many = [
         TrialFacts(t, (make.reached(60.0 * math.exp(rng.gauss(0, 0.05))),))
