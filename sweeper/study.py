@@ -11,14 +11,14 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sweeper.space import Space, Value
+from sweeper.space import Point, Space, Value
 from sweeper.trial import Clock, StageName
 
 START_FROM = "start_from"
@@ -286,6 +286,35 @@ class Question(Frozen):
     parameter: str
     levels: tuple[Value, ...] = ()
     at: Mapping[str, Value] = {}
+
+    def is_arm(self, point: Point) -> bool:
+        """Whether the point may be one side of this question: one of its levels, and its `at`."""
+        if self.parameter not in point:
+            return False
+        if self.levels and point[self.parameter] not in self.levels:
+            return False
+        return all(point.get(name) == value for name, value in self.at.items())
+
+
+def question_partners(
+    questions: Sequence[Question], points: Collection[Point]
+) -> Mapping[Point, Sequence[Point]]:
+    """For every point that is an arm of a declared question: the points it is compared with there.
+
+    Two points are arms of one question when they differ in its parameter alone, and both have one of
+    its levels and its `at`.
+    """
+    found: dict[Point, list[Point]] = {}
+    for question in questions:
+        arms: dict[Point, list[Point]] = {}
+        for point in dict.fromkeys(points):
+            if question.is_arm(point):
+                rest = Point({n: v for n, v in point.items() if n != question.parameter})
+                arms.setdefault(rest, []).append(point)
+        for together in arms.values():
+            for arm in together:
+                found.setdefault(arm, []).extend(p for p in together if p != arm)
+    return {arm: tuple(dict.fromkeys(others)) for arm, others in found.items() if others}
 
 
 class Study(Frozen):

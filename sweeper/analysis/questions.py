@@ -190,13 +190,9 @@ def _comparisons(
 ) -> Iterator[Comparison]:
     bases: dict[Point, dict[Value, Observed]] = {}
     for point, seen in points.items():
-        level = point.get(question.parameter)
-        if level is None or (question.levels and level not in question.levels):
-            continue
-        if any(point.get(name) != value for name, value in question.at.items()):
-            continue
-        rest = Point({n: v for n, v in point.items() if n != question.parameter})
-        bases.setdefault(rest, {})[level] = seen
+        if question.is_arm(point):
+            rest = Point({n: v for n, v in point.items() if n != question.parameter})
+            bases.setdefault(rest, {})[point[question.parameter]] = seen
     seen_levels = {level for of_base in bases.values() for level in of_base}
     levels = _ordered(question, space, seen_levels)
     if len(levels) < 2:

@@ -15,9 +15,8 @@ from sweeper.analysis.dataset import SEARCH_STAGES, StageFacts, StudyFacts
 from sweeper.analysis.ranking import unspent_s
 from sweeper.analysis.wording import count
 from sweeper.objective import time_to_target
-from sweeper.racing.cap import question_partners
 from sweeper.racing.standing import Times
-from sweeper.study import Limits
+from sweeper.study import Limits, question_partners
 from sweeper.trial import AttemptFacts, Reason
 
 RUNG = "rung"

@@ -16,7 +16,7 @@ from sweeper.errors import PlanError
 from sweeper.noise import PAIR_FACTOR, UNKNOWN_SPREAD, known_spread, pooled_spread, slack
 from sweeper.objective import best_value, final_value, time_to_target
 from sweeper.space import NUMERIC, Float, Integer, Parameter, Point, Value, show_value
-from sweeper.study import Study
+from sweeper.study import Study, question_partners
 from sweeper.trial import AttemptFacts, Lock, Outcome, TrialFacts
 
 LEAST_FLOOR = 0.03
@@ -224,8 +224,8 @@ def choose_region(study: Study, facts: Sequence[TrialFacts], top: Top) -> Region
 class _Evidence:
     """What stage 1 says about single parameters, given the top.
 
-    Scores count up to what every run was given time for, the top's bound, or twice the k-th best for
-    arms of a question: what was cut off beyond it, or was not, must not make another region.
+    Scores count up to what every run of a point was given time for: what was cut off beyond it, or
+    was not, must not make another region.
     """
 
     def __init__(self, study: Study, facts: Sequence[TrialFacts], top: Top) -> None:
@@ -237,11 +237,7 @@ class _Evidence:
         self._incumbent = top.points[0].point
         self._sd = noise_sd(study, facts, top.target)[0]
         self._final = study.objective.is_final
-        self._bounds = {
-            question.parameter: max(top.bound, PAIR_FACTOR * top.kth)
-            for question in study.questions
-        }
-        self._usual_bound = top.bound
+        self._watched = _watched(study, self._all, top)
 
     def lock(self, name: str) -> Lock | None:
         """The lock that the evidence supports, or None: the parameter varies."""
@@ -260,7 +256,7 @@ class _Evidence:
         chosen = self._seen(name, self._top)
         if len(chosen) < 2:
             others = [m for m in self._all if name in m.point and m.point[name] not in chosen]
-            others.sort(key=lambda m: (not m.reached, m.score))
+            others.sort(key=lambda m: m.score if _is_known(m, self._watched[m.point]) else math.inf)
             chosen += [m.point[name] for m in others[:1]]
         return tuple(c for c in parameter.choices if c in chosen)
 
@@ -279,8 +275,8 @@ class _Evidence:
         drawn = f"{alike} of {total} points of stage 1 have it: by chance {chance:.1%}"
         if chance < CHANCE:
             return Lock(value, f"{all_of}; {drawn}")
-        ratios = [r for other in self._seen(name, self._planned) for r in
-                  (self._log_ratios(name, value, other) if other != value else ())]  # fmt: skip
+        others = [other for other in self._seen(name, self._planned) if other != value]
+        ratios = [ratio for other in others for ratio, _ in self._pairs(name, value, other)]
         if not ratios:
             return None
         effect = statistics.fmean(ratios)
@@ -300,9 +296,9 @@ class _Evidence:
             if other == value:
                 continue
             pairs = self._pairs(name, value, other)
-            if not pairs or not all(self._counts(name, m) for pair in pairs for m in pair):
+            if not pairs or not all(known for _, known in pairs):
                 return None
-            ratios = [math.log(a.score / b.score) for a, b in pairs]
+            ratios = [ratio for ratio, _ in pairs]
             half = _Z_TWO_SIDED * self._sd * math.sqrt(2 / len(ratios))
             worst = max(worst, abs(statistics.fmean(ratios)) + half)
             number += len(ratios)
@@ -314,40 +310,25 @@ class _Evidence:
             f"{show_value(value)}, less than the noise floor of {floor:.1%}",
         )
 
-    def _log_ratios(self, name: str, value: Value, other: Value) -> list[float]:
-        """log(score with `value` / score with `other`) of all pairs, a bound counting as the score.
+    def _pairs(self, name: str, value: Value, other: Value) -> list[tuple[float, bool]]:
+        """log(score with `value` / score with `other`) of points that differ in this alone.
 
-        Beyond a factor of 2 a pair says no more: its slower arm need not have been watched longer.
+        A score beyond what both were watched to counts as that; a pair of such says nothing. The
+        second of each is whether neither is beyond.
         """
-        bound, most = self._bound(name), math.log(PAIR_FACTOR)
-        ratios = [
-            math.log(min(a.score, bound) / min(b.score, bound))
-            for a, b in self._pairs(name, value, other)
-        ]
-        if math.isinf(bound):
-            return ratios
-        return [min(most, max(-most, ratio)) for ratio in ratios]
-
-    def _bound(self, name: str) -> float:
-        return self._bounds.get(name, self._usual_bound)
-
-    def _counts(self, name: str, measured: Measured) -> bool:
-        return measured.reached and measured.score <= self._bound(name)
-
-    def _pairs(self, name: str, value: Value, other: Value) -> list[tuple[Measured, Measured]]:
-        """Points with `value` and with `other` that differ in this alone; one of each must count."""
         by_rest: dict[tuple[tuple[str, Value], ...], list[Measured]] = {}
         for m in self._all:
             rest = tuple((n, v) for n, v in m.point.items() if n != name)
             by_rest.setdefault(rest, []).append(m)
-        return [
-            (a, b)
-            for pair in by_rest.values()
-            for a, b in _ordered(pair, name, value, other)
-            if min(a.score, b.score) > 0
-            and max(a.score, b.score) < math.inf
-            and (self._counts(name, a) or self._counts(name, b))
-        ]
+        found = []
+        for together in by_rest.values():
+            for pair in _ordered(together, name, value, other):
+                bound = min(self._watched[m.point] for m in pair)
+                known = [_is_known(m, bound) for m in pair]
+                ours, theirs = (min(m.score, bound) for m in pair)
+                if any(known) and min(ours, theirs) > 0 and max(ours, theirs) < math.inf:
+                    found.append((math.log(ours / theirs), all(known)))
+        return found
 
     def _numeric_levels(self, name: str, parameter: Parameter) -> tuple[Value, ...]:
         """Evenly spaced on the scale over the top's range, widened; the incumbent's value is one."""
@@ -370,6 +351,25 @@ class _Evidence:
             nearest = min(inner, key=lambda v: abs(parameter.position(v) - at))
             levels = sorted([here, *(v for v in levels if v != nearest)])
         return tuple(levels)
+
+
+def _is_known(measured: Measured, bound: float) -> bool:
+    return measured.reached and measured.score <= bound
+
+
+def _watched(study: Study, measured: Sequence[Measured], top: Top) -> Mapping[Point, float]:
+    """The score up to which every run of a point was watched, whatever caps there were (method 4).
+
+    That is the top's bound. An arm of a question has twice its fastest partner's time, or the k-th
+    best's while none has reached: twice the smaller of them for sure.
+    """
+    partners = question_partners(study.questions, [m.point for m in measured])
+    reached = {m.point: m.score for m in measured if m.reached}
+    watched = {m.point: top.bound for m in measured}
+    for point, others in partners.items():
+        fastest = min([top.kth, *(reached[p] for p in others if p in reached)])
+        watched[point] = max(top.bound, PAIR_FACTOR * fastest)
+    return watched
 
 
 def _readable(parameter: Float | Integer, position: float) -> Value:

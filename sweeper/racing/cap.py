@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sweeper.noise import PAIR_FACTOR
 from sweeper.racing.standing import Standing
 from sweeper.space import Point
-from sweeper.study import Question, Racing
+from sweeper.study import Racing
 from sweeper.trial import PlannedTrial
 
 
@@ -86,35 +86,6 @@ def cap(
     if seconds < racing.grace_s:
         seconds, place = racing.grace_s, f"{place} (at least {racing.grace_s:g} s, grace_s)"
     return Cap(seconds, base, place)
-
-
-def question_partners(
-    questions: Sequence[Question], points: Collection[Point]
-) -> Mapping[Point, Sequence[Point]]:
-    """For every point that is an arm of a declared question: the points it is compared with there.
-
-    Two points are arms of one question when they differ in its parameter alone, and both have one of
-    its levels and its `at`.
-    """
-    found: dict[Point, list[Point]] = {}
-    for question in questions:
-        arms: dict[Point, list[Point]] = {}
-        for point in dict.fromkeys(points):
-            if _is_arm(question, point):
-                rest = Point({n: v for n, v in point.items() if n != question.parameter})
-                arms.setdefault(rest, []).append(point)
-        for together in arms.values():
-            for arm in together:
-                found.setdefault(arm, []).extend(p for p in together if p != arm)
-    return {arm: tuple(dict.fromkeys(others)) for arm, others in found.items() if others}
-
-
-def _is_arm(question: Question, point: Point) -> bool:
-    if question.parameter not in point:
-        return False
-    if question.levels and point[question.parameter] not in question.levels:
-        return False
-    return all(point.get(name) == value for name, value in question.at.items())
 
 
 def _group_best(group: str, standing: Standing) -> float | None:

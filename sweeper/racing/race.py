@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sweeper.racing.cap import Cap, cap, question_partners
+from sweeper.racing.cap import Cap, cap
 from sweeper.racing.forecast import Curves, Finished, LeaveOneOut, Track, Trust, is_late
 from sweeper.racing.order import Order
 from sweeper.racing.reach import fallback, reach, stretch
 from sweeper.racing.rungs import cut
 from sweeper.racing.standing import Standing, Times
 from sweeper.space import Point
-from sweeper.study import Study
+from sweeper.study import Study, question_partners
 from sweeper.trial import Evaluation, PlannedTrial, StagePlan, TrialFacts
 
 

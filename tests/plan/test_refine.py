@@ -16,6 +16,7 @@ from sweeper.design.region import choose_region, choose_top, noise_sd
 from sweeper.errors import PlanError
 from sweeper.noise import UNKNOWN_SPREAD
 from sweeper.space import NUMERIC
+from sweeper.study import question_partners
 from sweeper.study_file import load
 from sweeper.trial import Reason, TrialFacts
 
@@ -174,13 +175,15 @@ def test_inert_needs_an_interval_inside_the_floor(study, make):
     assert "noise floor of 3.0%" in region.locked["optim.method"].why
 
 
+@pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_what_caps_cut_off_makes_no_other_region(ngpt, make, seed):
+def test_what_caps_cut_off_makes_no_other_region(ngpt, make, seed, asked):
     """Racing must not change the answer: every run is given the bound, and some are given more."""
-    study = ngpt.model_copy(update={"questions": ()})  # their arms are given time of their own
+    study = ngpt if asked else ngpt.model_copy(update={"questions": ()})
     draw = random.Random(seed)
     planned = plan_stage1(study, {"A": {"optim.muon.orthogonalizer": "newton_schulz"}}).trials
     trials = list({t.point: t for t in planned}.values())
+    partners = question_partners(study.questions, [t.point for t in trials])
     effects = {}
 
     def seconds(point):
@@ -191,14 +194,15 @@ def test_what_caps_cut_off_makes_no_other_region(ngpt, make, seed):
     whole = make.facts_of(trials, lambda t: took[t.point])
     top = choose_top(study, whole, 5, 5.0)
     assert top.kth < top.bound < max(took.values())
-
-    def raced(trial):
-        given = top.bound * draw.uniform(1.0, 3.0)
-        if took[trial.point] <= given:
-            return took[trial.point]
-        return make.censored(took[trial.point], share=given / took[trial.point], cap_s=given)
-
-    cut = make.facts_of(trials, raced)
+    attempts = {}
+    for point in sorted(took, key=took.get):  # an arm has twice its fastest partner's time
+        fast = [took[p] for p in partners.get(point, ()) if isinstance(attempts.get(p), float)]
+        arm_s = 2.0 * min(fast, default=top.kth) if point in partners else 0.0
+        given = max(top.bound, arm_s) * draw.choice((1.0, draw.uniform(1.0, 3.0)))
+        attempts[point] = took[point]
+        if took[point] > given:
+            attempts[point] = make.censored(took[point], share=given / took[point], cap_s=given)
+    cut = make.facts_of(trials, lambda t: attempts[t.point])
     assert cut != whole
     raced_top = choose_top(study, cut, 5, 5.0)
     assert choose_region(study, cut, raced_top) == choose_region(study, whole, top)

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from sweeper.racing.cap import ordinal, question_partners
+from sweeper.racing.cap import ordinal
 from sweeper.racing.race import Race
-from sweeper.study import Question
+from sweeper.study import Question, question_partners
 from sweeper.trial import Reason
 from tests.racing.conftest import TARGET, Bench
 
