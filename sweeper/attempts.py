@@ -21,7 +21,7 @@ import tomli_w
 
 from sweeper.configuration import fill_command, resolve_config, set_key
 from sweeper.errors import DiskUnusable
-from sweeper.events import EventError, Fold, parse_line
+from sweeper.events import EventError, Fold, finite, parse_line
 from sweeper.executors.base import Slot
 from sweeper.objective import best_value
 from sweeper.paths import AttemptPaths, make_private, write_json, write_whole
@@ -493,9 +493,3 @@ class Follow:
             if isinstance(event, dict):
                 found.append(event)
         return found
-
-
-def finite(value: object) -> float | None:
-    """A finite number, or None."""
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if ok else None  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -185,6 +186,13 @@ class Fold:
         """Whether the last probe was not a finite number."""
         last = next((e for e in reversed(self.curve) if e.slice == "probe"), None)
         return last is not None and not math.isfinite(last.value)
+
+
+def finite(value: object) -> float | None:
+    """A finite number, or None for anything else (NaN, infinity, text, true): strict JSON's null."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None
 
 
 def strict(value: Any) -> Any:

@@ -79,8 +79,10 @@ def near_misses(curve: Sequence[Evaluation], target: float) -> tuple[tuple[Evalu
     return tuple(
         (probe, larger[probe.step])
         for probe in curve
-        if probe.slice == "probe" and probe.value <= target and probe.step in larger
-        if not larger[probe.step] <= target
+        if probe.slice == "probe"
+        and probe.value <= target
+        and probe.step in larger
+        and not larger[probe.step] <= target
     )
 
 

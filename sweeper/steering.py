@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sweeper import attempts
+from sweeper.events import finite
 from sweeper.executors.base import Slot
 from sweeper.paths import AttemptPaths, write_json
 from sweeper.progress import Progress
@@ -57,7 +58,7 @@ class Running:
         for event in self.follow.new():
             if event.get("event") != "evaluated" or event.get("slice", "probe") != "probe":
                 continue
-            loss = attempts.finite((event.get("metrics") or {}).get(metric))
+            loss = finite((event.get("metrics") or {}).get(metric))
             if loss is not None:
                 tokens = int(event.get("tokens") or 0)
                 clock = Phases.from_mapping(event.get("clock") or {})

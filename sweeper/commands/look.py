@@ -33,6 +33,7 @@ from sweeper.errors import (
     SweepError,
     TrainerUnusable,
 )
+from sweeper.events import finite
 from sweeper.objective import near_misses
 from sweeper.paths import AttemptPaths
 from sweeper.space import Point, Value
@@ -317,7 +318,7 @@ def trial_document(
     study: Study, facts: TrialFacts, target: float, about: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The document of `show --json`: the trial and each of its attempts; `about` an extension."""
-    from sweeper.commands.output import attempt_document, finite  # noqa: PLC0415
+    from sweeper.commands.output import attempt_document  # noqa: PLC0415
     from sweeper.commands.verdicts import attempt_verdict  # noqa: PLC0415
 
     trial = facts.trial

@@ -11,7 +11,6 @@ import csv
 import gc
 import io
 import json
-import math
 import shlex
 import sys
 import time
@@ -30,6 +29,7 @@ from sweeper.commands.facts import study_facts
 from sweeper.commands.scalars import scalars
 from sweeper.configuration import fill_command, resolve_config
 from sweeper.errors import EXIT_DONE, EXIT_SOME_FAILED, NothingReached, PlanError, StudyError
+from sweeper.events import finite
 from sweeper.objective import time_to_target
 from sweeper.paths import make_private, write_json, write_whole
 from sweeper.report.attempts import about_of, begins_with
@@ -316,11 +316,6 @@ def _flatten(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield name, json.dumps(value, allow_nan=False)
         else:
             yield name, "" if value is None else value
-
-
-def finite(value: float) -> float | None:
-    """A number as JSON knows it: NaN and infinity become null."""
-    return value if math.isfinite(value) else None
 
 
 def attempt_document(

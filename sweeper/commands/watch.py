@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sweeper import attempts
 from sweeper.doctor.rounds import Rounds, rules_of
+from sweeper.events import finite
 from sweeper.objective import TimeToTarget, time_to_target
 from sweeper.paths import AttemptPaths
 from sweeper.progress import Progress
@@ -133,7 +134,7 @@ class Watch:
         for event in followed.follow.new():
             if event.get("event") != "evaluated" or event.get("slice", "probe") != "probe":
                 continue
-            loss = attempts.finite((event.get("metrics") or {}).get(metric))
+            loss = finite((event.get("metrics") or {}).get(metric))
             if loss is not None:
                 seconds = float((event.get("clock") or {}).get("train") or 0.0)
                 self.progress.evaluated(followed.trial, int(event["step"]), seconds, loss)

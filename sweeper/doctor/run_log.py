@@ -6,14 +6,13 @@ It must not know rules; it reads files and changes none.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sweeper.errors import StudyError
-from sweeper.events import Event, EventError, parse_line
+from sweeper.events import Event, EventError, finite, parse_line
 from sweeper.paths import AttemptPaths
 from sweeper.trial import Phases
 
@@ -76,7 +75,7 @@ class RunLog:
     def _before(self, what: str) -> float:
         counts_from = self.started.get("counts_from")
         found = counts_from.get(what) if isinstance(counts_from, Mapping) else None
-        return _finite(found) or 0.0
+        return finite(found) or 0.0
 
     def setting(self, key: str) -> Any:
         """The value of a dotted key of the trainer's configuration; None where it is not told."""
@@ -155,11 +154,11 @@ def _add(log: RunLog, event: Event) -> None:
     if event.event == "run_started":
         log.started = body
     elif event.event == "step":
-        numbers = {key: _finite(body.get(key)) for key in ("loss", "grad_norm", "tokens_per_s")}
+        numbers = {key: finite(body.get(key)) for key in ("loss", "grad_norm", "tokens_per_s")}
         report = Report(event.step, event.tokens, log.clock, lr=_rate(body.get("lr")), **numbers)
         log.reports.append(report)
     elif event.event == "evaluated":
-        found = {str(key): _finite(value) for key, value in body["metrics"].items()}
+        found = {str(key): finite(value) for key, value in body["metrics"].items()}
         metrics = {key: value for key, value in found.items() if value is not None}
         slice_name = str(body.get("slice", "probe"))
         log.measured.append(Measured(event.step, event.tokens, slice_name, metrics))
@@ -171,16 +170,11 @@ def _add(log: RunLog, event: Event) -> None:
         log.failed = body
 
 
-def _finite(value: Any) -> float | None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-    return float(value) if ok else None
-
-
 def _rate(value: Any) -> float | None:
     """One learning rate, or the largest of several groups."""
     if not isinstance(value, Mapping):
-        return _finite(value)
-    return max((r for r in map(_finite, value.values()) if r is not None), default=None)
+        return finite(value)
+    return max((r for r in map(finite, value.values()) if r is not None), default=None)
 
 
 def _document(path: Path) -> Mapping[str, Any] | None:

@@ -9,13 +9,12 @@ import contextlib
 import heapq
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweeper.events import Fold, parse_line
+from sweeper.events import Fold, finite, parse_line
 from sweeper.executors.base import Slot, Submitted
 from sweeper.objective import crossing
 from sweeper.paths import AttemptPaths, write_json
@@ -157,8 +156,7 @@ class ReplayExecutor:
         if play.coming[0].step > spec.max_steps:
             return Stop(Reason.STEPS, f"{spec.max_steps} steps used up")
         for one in play.coming:
-            finite = one.value if math.isfinite(one.value) else None
-            metrics = {spec.metric: finite}
+            metrics = {spec.metric: finite(one.value)}
             play.emit(
                 "evaluated", one.step, one.tokens, one.clock, metrics=metrics, slice=one.slice
             )

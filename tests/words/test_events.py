@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.events import Event, EventError, Fold, fold_lines, metric_value, parse_line, strict
+from sweeper.events import (
+    Event,
+    EventError,
+    Fold,
+    finite,
+    fold_lines,
+    metric_value,
+    parse_line,
+    strict,
+)
 
 
 def line(event="step", **more):
@@ -116,3 +125,9 @@ def test_strict_values_are_strict_json(value):
 @given(st.text(alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_ordinary_text_is_left_as_it_is(text):
     assert strict({text: [text]}) == {text: [text]}
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 10**400, True, "3", None, [3]])
+def test_what_is_no_finite_number(value):
+    assert finite(value) is None
+    assert finite(3) == 3.0
