@@ -16,6 +16,10 @@ from rich.text import Text
 from sweeper.analysis.wording import bracket, duration, metric_ratio, ratio, rough, significant
 from sweeper.report.lines import plain, summary_lines
 from sweeper.space import show_value
+from sweeper.trial import Outcome
+
+MOST_NEAR_MISSES = 3
+"""Near misses of an attempt that are named one by one; a loss may hover around its target."""
 
 
 def summary_table(summary: Mapping[str, Any]) -> Group:
@@ -59,6 +63,16 @@ def status_table(document: Mapping[str, Any]) -> Group:
     for stage in document["stages"]:
         table.add_row(stage["stage"], *(str(stage.get(name, 0)) for name in names))
     parts: list[RenderableType] = [table]
+    for stage in document["stages"]:
+        declared, now = stage["target"], stage["effective_target"]
+        if now != declared:
+            parts.append(
+                Text(
+                    f"{stage['stage']} is judged at {significant(now, 5)} instead of "
+                    f"{significant(declared, 5)}; the columns count how each trial ended, at the "
+                    "target that it had"
+                )
+            )
     incumbent = document.get("incumbent")
     if incumbent:
         time, final = incumbent.get("time_to_target_s"), incumbent.get("final")
@@ -162,7 +176,7 @@ def show_trial(document: Mapping[str, Any]) -> Group:
         for name in ("train s", "step", "tokens", "value"):
             rows.add_column(name, justify="right")
         for train_s, step, tokens, value in _thinned(curve, 20):
-            rows.add_row(f"{train_s:.2f}", str(step), str(tokens), significant(value, 5))
+            rows.add_row(f"{train_s:.2f}", str(step), str(tokens), _five_digits(value))
         parts.append(rows)
     return Group(*parts)
 
@@ -193,11 +207,15 @@ def verdict_view(document: Mapping[str, Any]) -> Group:
 
 def _attempt(record: Mapping[str, Any]) -> Text:
     time, stopped = record["time_to_target_s"], record["censored_at_s"]
+    target = significant(record["target"], 5)
     words = f"attempt {record.get('attempt', 1)}: {record['outcome']} ({record['reason']})"
+    # the stage's target may have become an easier or a harder one since the attempt ended
     if time is not None:
-        words += f" in {duration(time)}"
+        now = "" if record["outcome"] == Outcome.REACHED else f", but reached {target}"
+        words += f"{now} in {duration(time)}"
     elif stopped is not None:
-        words += f" after {duration(stopped)}"
+        now = "" if record["outcome"] == Outcome.CENSORED else f", but did not reach {target}"
+        words += f"{now} after {duration(stopped)}"
     if record["best_loss"] is not None:
         words += f", best {significant(record['best_loss'], 5)}"
     phases = ", ".join(f"{k} {duration(v)}" for k, v in record["phases"].items() if v)
@@ -207,12 +225,15 @@ def _attempt(record: Mapping[str, Any]) -> Text:
     said = f"\n  {judged['verdict']}: {plain('; '.join(fresh))}" if fresh else ""
     if judged["next"]:
         said += f"\n  validity gate: {plain(judged['next'])}"
-    for _, step, probe, confirmation in record.get("near_misses", ()):
+    missed = record.get("near_misses", ())
+    for _, step, probe, confirmation in missed[:MOST_NEAR_MISSES]:
         larger = "no number" if confirmation is None else significant(confirmation, 5)
         said += (
-            f"\n  near miss at step {step}: {significant(probe, 5)}, but {larger} on the larger "
-            "(confirmation) slice, so training went on"
+            f"\n  near miss of target {target} at step {step}: {significant(probe, 5)} on the probe, "
+            f"but {larger} on the larger (confirmation) slice: it does not count"
         )
+    if (more := len(missed) - MOST_NEAR_MISSES) > 0:
+        said += f"\n  {more} more near {'miss' if more == 1 else 'misses'}: see --json"
     return Text(f"{words}; {record['steps']} steps; {phases}{message}{said}")
 
 
@@ -230,6 +251,12 @@ def _value(value: Any) -> Text:
 
 def _tail(name: str) -> str:
     return name.rsplit(".", 1)[-1]
+
+
+def _five_digits(value: float) -> str:
+    """Five digits, zeros at the end included: a column of losses stands in line."""
+    text = f"{value:#.5g}"
+    return significant(value, 5) if "e" in text else text.rstrip(".")
 
 
 def _names(points: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -197,7 +197,8 @@ def test_status_table():
                 "study": "x",
                 "stages": [
                     {"stage": "stage1", "planned": 17, "done": 5, "running": 2, "reached": 4,
-                     "censored": 1, "failed": 0},
+                     "censored": 1, "failed": 0, "target": 2.0, "effective_target": 2.0},
+                    {"stage": "stage2", "target": 2.0, "effective_target": 2.25},
                 ],
                 "incumbent": {"id": "s1-A1", "label": "lr=[red]1", "time_to_target_s": 3.2, "point": {}},
                 "eta_s": 75.0,
@@ -207,6 +208,8 @@ def test_status_table():
     assert "stage1" in text
     assert "lr=[red]1: 3.20 s" in text  # brackets of a label are not markup
     assert "about 75 s left" in text
+    assert "stage2 is judged at 2.25 instead of 2" in text
+    assert "stage1 is judged" not in text
 
 
 def test_plan_table(facts):
@@ -250,7 +253,7 @@ def test_show_trial(facts):
     record = {
         "attempt": 1, "outcome": attempt.outcome.value, "reason": attempt.reason.value, "message": "",
         "time_to_target_s": 8.05, "censored_at_s": None, "best_loss": attempt.best_loss,
-        "steps": attempt.steps, "phases": attempt.phases.as_dict(),
+        "steps": attempt.steps, "phases": attempt.phases.as_dict(), "target": 3.25,
         "curve": [[e.clock.train, e.step, e.tokens, e.value] for e in attempt.curve],
     }  # fmt: skip
     planned = trial.trial
@@ -262,7 +265,24 @@ def test_show_trial(facts):
     assert "attempt 1: reached (target) in 8.05 s" in text
     assert "optim.lr" in text
     assert "train s" in text
+    assert "near miss" not in text
     assert "no attempt has ended yet" in shown(tables.show_trial({**base, "attempts": []}))
+
+    # The stage went over to a fallback; at it, the larger slice refused what the probe had met.
+    misses = [[0.1 * n, n, 3.24, None if n == 2 else 3.26] for n in range(1, 6)]
+    record |= {"outcome": "censored", "reason": "steps", "near_misses": misses}
+    text = shown(tables.show_trial({**base, "attempts": [record]}), 200)
+    assert "attempt 1: censored (steps), but reached 3.25 in 8.05 s" in text
+    assert (
+        "near miss of target 3.25 at step 1: 3.24 on the probe, but 3.26 on the larger "
+        "(confirmation) slice: it does not count"
+    ) in text
+    assert "at step 2: 3.24 on the probe, but no number on the larger" in text
+    assert "at step 4" not in text
+    assert "2 more near misses: see --json" in text
+    record |= {"outcome": "reached", "time_to_target_s": None, "censored_at_s": 9.0}
+    text = shown(tables.show_trial({**base, "attempts": [record]}), 200)
+    assert "(steps), but did not reach 3.25 after 9.00 s" in text
 
 
 def test_time_left_has_an_uncertainty_that_shrinks_with_what_is_known():
