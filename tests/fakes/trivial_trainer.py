@@ -62,6 +62,7 @@ def arguments() -> argparse.Namespace:
     add("--wait-for", type=Path, help="no first event before this file is there")
     add("--compile", type=float, default=0.0, help="sleep this long in the compile phase")
     add("--reach-at", type=int, help="loss falls linearly so that the target is met at this step")
+    add("--near-miss-at", type=int, help="met at this step, but not on the larger slice")
     add("--never", action="store_true", help="the loss stays at 4")
     add("--go-on", action="store_true", help="do not stop at the target")
     add("--claim-target-at", type=int, help="say `target` at this step, whatever the loss is")
@@ -245,6 +246,10 @@ class Trainer:
     def evaluate(self) -> bool:
         """One evaluation; True when the run is to stop at the target."""
         options, loss = self.options, self.loss()
+        if options.near_miss_at == self.step and self.target is not None:
+            for value, kind in ((self.target, "probe"), (self.target + 0.1, "confirmation")):
+                self.emit("evaluated", metrics={"val_loss": value}, slice=kind)
+            return False
         nan = options.nan_at is not None and self.step >= options.nan_at
         shown: float | None = (math.nan if options.foreign else None) if nan else loss
         name = "accuracy" if options.no_metric else "val_loss"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import shutil
 import subprocess
@@ -210,3 +212,31 @@ def test_a_run_folder_that_cannot_be_made(sweep, write):
     assert str(sweep.home / "runs") in done.err
     (sweep.home / "runs").unlink()
     assert sweep("stage1", study, "--json").json()["reached"] == 5
+
+
+def test_a_near_miss_is_told_exported_and_no_crossing_when_it_is_played_again(sweep):
+    """The probe is at the target at step 6; the larger slice is not, and training goes on."""
+    study = str(sweep.write(few=True, trivial="--virtual-clock --near-miss-at 6"))
+    sweep("stage1", study)
+    shown = sweep("show", "s1-A1", "--study", study)
+    assert "near miss of target 2 at step 6: 2 on the probe, but 2.1 on the larger" in shown.out
+    (attempt,) = sweep("show", "s1-A1", "--study", study, "--json").json()["attempts"]
+    assert attempt["near_misses"] == [[pytest.approx(0.6), 6, 2.0, 2.1]]
+
+    lines, table = sweep.folder / "trials.jsonl", sweep.folder / "trials.csv"
+    sweep("export", study, "--trials", "--out", str(lines))
+    sweep("export", study, "--trials", "--format", "csv", "--out", str(table))
+    facts = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("curve", "confirmations"):
+        assert [json.loads(row[name]) for row in rows] == [fact[name] for fact in facts]
+    assert all(fact["confirmations"] == [[6, 2.1]] for fact in facts)
+
+    played = sweep("replay", str(lines), study, "--json").json()["stages"]["stage1"]
+    train_s = sum(fact["phases"]["train"] for fact in facts)
+    assert played[0]["rules"] == "nothing"
+    assert played[0]["train_s"] == pytest.approx(train_s)
+    refused = sweep("replay", str(table), study, exit=2)  # a table is for other programs
+    assert "line 1: " in refused.err
+    assert "`sweep export --trials --format jsonl`" in refused.err
