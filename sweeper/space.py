@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -172,6 +172,10 @@ class Point(Mapping[str, Value]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def items(self) -> ItemsView[str, Value]:
+        """Names with values: the inherited view looks each one up, and is read for every trial."""
+        return self._values.items()
 
     def __hash__(self) -> int:
         return hash(self.id)

@@ -57,11 +57,7 @@ class Order:
         groups: dict[tuple[str, ...], int] = {}
         for trial in ready:
             groups.setdefault(trial.groups[:1], len(groups))
-        keyed = [
-            (groups[trial.groups[:1]], *self._expectation(trial), place, trial)
-            for place, trial in enumerate(ready)
-        ]
-        return [trial for *_, trial in sorted(keyed, key=lambda row: row[:-1])]
+        return sorted(ready, key=lambda trial: (groups[trial.groups[:1]], self._expectation(trial)))
 
     def _expectation(self, trial: PlannedTrial) -> tuple[float, int]:
         """Expected log time against the mean, and how many parameters are off the baseline."""
