@@ -6,15 +6,17 @@ It must not know what a command does: each block is a command of its own, with a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sweeper.app import App
-from sweeper.errors import EXIT_DONE, DeviceUnusable
+from sweeper.errors import EXIT_INTERRUPTED, DeviceUnusable
 
 EACH = "each"
 
@@ -23,7 +25,8 @@ def run_each(args: argparse.Namespace, severity: Sequence[int]) -> int:
     """Run the command once for every kind of node, all at the same time; the worst exit code counts.
 
     Times of different kinds are never compared, so every kind has the whole plan, its own winner and
-    its own report. What each says is printed line by line after the kind's name.
+    its own report. What each says is printed line by line after the kind's name. Signals are for the
+    blocks, and nobody leaves before they have ended: see `Blocks.signalled`.
 
     Raises:
         DeviceUnusable: not on a cluster, or no node can run a trial.
@@ -34,34 +37,75 @@ def run_each(args: argparse.Namespace, severity: Sequence[int]) -> int:
             raise DeviceUnusable("--node-kind each is for --executor ray")
         kinds = app.node_kinds(study)
         app.say(f"{len(kinds)} kind(s) of nodes: " + ", ".join(map(repr, kinds)))
-        blocks = {kind: _start(args.words, kind) for kind in kinds}
-        readers = [
-            threading.Thread(target=_pass_on, args=(app, kind, block.stderr))
-            for kind, block in blocks.items()
-        ]
+        blocks = Blocks(app)
         documents: dict[str, Any] = {}
-        try:
-            for reader in readers:
-                reader.start()
-            for kind, block in blocks.items():
-                assert block.stdout is not None
-                documents[kind] = _parse(block.stdout.read())
-                block.wait()
-        except KeyboardInterrupt:  # they have heard it too; they end what they run, or let it go on
-            for block in blocks.values():
-                block.wait()
-            raise
-        finally:
-            for reader in readers:
-                reader.join(10)
-        codes = [block.returncode for block in blocks.values()]
+        with blocks.signalled():
+            for kind in kinds:
+                blocks.start(kind, args.words)
+            codes = [_code(block, kind, documents) for kind, block in blocks.running.items()]
+            blocks.hear_them_out()
         for kind, document in documents.items():
             app.say(f"{kind}: {_winner(document)}")
         code = min(
-            codes, key=lambda c: severity.index(c) if c in severity else -1, default=EXIT_DONE
+            codes,
+            key=lambda c: severity.index(c) if c in severity else -1,
+            default=EXIT_INTERRUPTED,  # asked to stop before the first one was started
         )
         app.out({"kinds": documents, "exit": code})
         return code
+
+
+class Blocks:
+    """The commands of all kinds by their kind, in the order in which they were started."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._readers: list[threading.Thread] = []
+        self._heard: list[int] = []
+
+    def start(self, kind: str, words: Sequence[str]) -> None:
+        """The same command for one kind, unless we were asked to stop before."""
+        if self._heard:
+            return
+        block = _start(words, kind)
+        self.running[kind] = block
+        for number in self._heard:  # it came while the block was being started
+            block.send_signal(number)
+        reader = threading.Thread(target=self._pass_on, args=(kind, block.stderr))
+        reader.start()
+        self._readers.append(reader)
+
+    @contextlib.contextmanager
+    def signalled(self) -> Iterator[None]:
+        """Each INT, TERM or HUP to us is one to each block, which takes it as any command does.
+
+        Once only: blocks have sessions of their own, which a terminal's Ctrl-C does not reach.
+        """
+        ours = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            ours.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._signal) for number in ours}
+        try:
+            yield
+        finally:
+            for number, action in before.items():
+                signal.signal(number, action)
+
+    def hear_them_out(self) -> None:
+        """The rest of what they say; whoever still has their stderr may keep it."""
+        for reader in self._readers:
+            reader.join(10)
+
+    def _signal(self, number: int, frame: object) -> None:  # noqa: ARG002
+        self._heard.append(number)
+        for block in self.running.values():
+            block.send_signal(number)
+
+    def _pass_on(self, kind: str, lines: Any) -> None:
+        for line in lines:
+            with contextlib.suppress(OSError):  # our reader is gone; the block must not wait for it
+                self._app.say(f"{kind}: {line.decode(errors='replace').rstrip()}")
 
 
 def _start(words: Sequence[str], kind: str) -> subprocess.Popen[bytes]:
@@ -76,12 +120,16 @@ def _start(words: Sequence[str], kind: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
-def _pass_on(app: App, kind: str, lines: Any) -> None:
-    for line in lines:
-        app.say(f"{kind}: {line.decode(errors='replace').rstrip()}")
+def _code(block: subprocess.Popen[bytes], kind: str, documents: dict[str, Any]) -> int:
+    """Wait for a block, keep its document; the exit code, where a death by a signal is interrupted."""
+    assert block.stdout is not None
+    documents[kind] = _parse(block.stdout.read())
+    code = block.wait()
+    return code if code >= 0 else EXIT_INTERRUPTED
 
 
 def _parse(text: bytes) -> Any:

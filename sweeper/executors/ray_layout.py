@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,7 +222,8 @@ def connect(address: str | None) -> Any:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(address=where, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        with _sigterm_kept():
+            ray.init(address=where, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
     except (ray.exceptions.RayError, RuntimeError, ValueError, OSError) as error:
         raise EnvironmentUnusable(
             f"no Ray cluster at {where}: {first_line(error)}. Start one (`ray start --head`, see "
@@ -228,6 +231,23 @@ def connect(address: str | None) -> Any:
             "RAY_AUTH_MODE=token both ends need the same token"
         ) from None
     return ray
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself, to leave at once with exit code 15; the command has its own.
+
+    Raises:
+        KeyboardInterrupt: it came while Ray had it.
+    """
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)
 
 
 def want(places: int, gpus: int) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -120,6 +121,80 @@ def test_every_kind_of_node_is_a_block_of_its_own(sweep, monkeypatch):
             )
         }
         assert nodes == {"Fast": {"trivial-fast"}, "Slow": {"trivial-slow"}}
+
+
+class Blocks:
+    """`stage1 --node-kind each` on a cluster of two kinds, signalled alone, as `kill` does it."""
+
+    def __init__(self, sweep, study, cluster, wait_until):
+        words = ("stage1", str(study), *ON_RAY, "--node-kind", "each")
+        self.command = sweep.start(*words, **cluster.env)
+        self.wait_until = wait_until
+        wait_until(lambda: len(self.pids()) == 2, "a block for each kind")
+        self.both = self.pids()
+        names = ("trivial-fast", "trivial-slow")
+        wait_until(lambda: all(map(sweep.running, names)), "a trial of each kind is under way")
+        self.trials = [known for name in names for known in sweep.running(name)]
+
+    def pids(self):
+        me = self.command.process.pid
+        return [p.pid for p in processes.everyone() if p.parent == me]
+
+    def signal(self, number, *, until=""):
+        self.command.process.send_signal(number)
+        if until:
+            self.both_said(until)
+
+    def both_said(self, words):
+        def said():
+            lines = self.command.said("out").splitlines()
+            return all(any(x.startswith(k) and words in x for x in lines) for k in ("Fast", "Slow"))
+
+        self.wait_until(said, words)
+
+    def leave(self, alive):
+        """The exit code of the command, which has waited for its blocks."""
+        code = self.command.finish().code
+        assert not any(map(alive, self.both))
+        return code
+
+    def left(self):
+        return processes.marked(*(known["token"] for known in self.trials))
+
+
+def test_a_signal_to_the_command_for_every_kind(sweep, monkeypatch, wait_until, alive, tmp_path):
+    """It goes to each block once; nobody leaves before the blocks have, and nobody stays behind."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    go_on = tmp_path / "go-on"
+    study = sweep.write(trivial=f"--virtual-clock --wait-for {go_on}", startup_s=600, few=True)
+    with RayNodes() as cluster:
+        for kind in ("Fast", "Slow"):  # each with processors of its own, so that both run at once
+            monkeypatch.setenv("SWEEP_DEVICE_LOCKS", str(tmp_path / kind))
+            cluster.add(cpus=1, resources=f'{{"accelerator_type:{kind}": 1}}')
+
+        blocks = Blocks(sweep, study, cluster, wait_until)
+        blocks.signal(signal.SIGTERM, until="stopping: running trials may finish")
+        assert alive(blocks.command.process.pid), "it waits for its blocks"
+        assert all(map(alive, blocks.both)), "and they for their trials"
+        assert "ending the running trials" not in blocks.command.said("out")
+        blocks.signal(signal.SIGTERM, until="ending the running trials")
+        assert blocks.leave(alive) == 130
+        wait_until(lambda: not blocks.left(), "no trial is left")
+
+        blocks = Blocks(sweep, study, cluster, wait_until)
+        blocks.signal(signal.SIGHUP)  # a terminal is closed: as with any command, its trials go on
+        assert blocks.leave(alive) == 130
+        assert blocks.left()
+
+        again = Blocks(sweep, study, cluster, wait_until)
+        again.both_said("still running, taken over")
+        again.signal(signal.SIGINT, until="stopping: running trials may finish")
+        go_on.touch()
+        assert again.leave(alive) == 130
+        wait_until(lambda: not again.left(), "no trial is left")
+        for kind in ("Fast", "Slow"):
+            trials = sweep("export", str(study), "--trials", "--node-kind", kind).out.splitlines()
+            assert [json.loads(t)["outcome"] for t in trials].count("reached") == 1
 
 
 def test_no_cluster_and_no_token(sweep, tmp_path):
