@@ -197,7 +197,8 @@ class RayExecutor:
     # -- one attempt -----------------------------------------------------------------------------
 
     def _follow(self, submitted: Submitted, keeper: Any, node: Node, spec: AttemptSpec) -> None:
-        fence_s = self._lease_s + spec.grace_s + MARGIN_S
+        lease_s = spec.lease_s or self._lease_s  # adopted: what the command before this one gave it
+        fence_s = lease_s + spec.grace_s + MARGIN_S
         flight = _Flight(submitted, keeper, node.id, node.shared, fence_s)
         flight.longest_s = fence_s + spec.startup_s + spec.trial_s + spec.grace_s
         self._flights[str(submitted.folder)] = flight
@@ -220,8 +221,7 @@ class RayExecutor:
         if flight.answer is None and time.monotonic() >= flight.again_at:
             self._ask(flight)
         if flight.answer is None or not self._ray.wait([flight.answer], timeout=0)[0]:
-            self._look_after_silence(flight)
-            return bool(flight.lost) and self._is_fenced(flight)
+            return self._is_lost_in_silence(flight)
         try:
             answer = self._ray.get(flight.answer)
             flight.heard_at, flight.heard = time.monotonic(), True
@@ -233,25 +233,26 @@ class RayExecutor:
         except self._ray.exceptions.RayError as error:
             if self._may_answer_yet(flight, error):
                 return False
-            flight.lost = _fate(error, self._layout.name_of(flight.node))
             self._layout.refresh(now=True)  # nothing more is sent there
-            return self._is_fenced(flight)
+            return self._lose(flight, _fate(error, self._layout.name_of(flight.node)))
         return True
 
-    def _look_after_silence(self, flight: _Flight) -> None:
+    def _is_lost_in_silence(self, flight: _Flight) -> bool:
         """A node that is gone, that does not give the place, or that was not heard of for too long."""
         silent_s = time.monotonic() - flight.heard_at
         if not self._layout.is_alive(flight.node):
-            flight.lost = f"its node {self._layout.name_of(flight.node)} was lost"
-        elif flight.heard and silent_s > flight.longest_s:
-            flight.lost = f"nothing was heard of it for {silent_s:.0f} s, longer than it may last"
-        elif not flight.heard and silent_s > self._place_within_s and not flight.waited_for:
+            return self._lose(flight, f"its node {self._layout.name_of(flight.node)} was lost")
+        if flight.heard and silent_s > flight.longest_s:
+            why = f"nothing was heard of it for {silent_s:.0f} s, longer than it may last"
+            return self._lose(flight, why)
+        if not flight.heard and silent_s > self._place_within_s and not flight.waited_for:
             flight.waited_for = True
             self._note(
                 f"{flight.submitted.folder.parent.name}: Ray has not given it its place on "
                 f"{self._layout.name_of(flight.node)} for {silent_s:.0f} s; others on the cluster may "
                 "have it"
             )
+        return False
 
     def _may_answer_yet(self, flight: _Flight, error: Exception) -> bool:
         """A node that cannot be reached right now: ask again, and send nothing else there meanwhile."""
@@ -263,11 +264,24 @@ class RayExecutor:
         flight.answer, flight.again_at = None, now + AGAIN_AFTER_S
         return True
 
+    def _lose(self, flight: _Flight, why: str) -> bool:
+        """Give an attempt up: over now, or when nothing of it can run any more (people hear why)."""
+        flight.lost = why
+        if self._is_fenced(flight):
+            return True
+        left_s = flight.fence_s - (time.monotonic() - flight.heard_at)
+        self._note(
+            f"{flight.submitted.folder.parent.name}: {why}; what still runs there ends with its lease, "
+            f"which is waited for, {left_s:.0f} s at most (SWEEP_RAY_LEASE_S)"
+        )
+        return False
+
     def _is_fenced(self, flight: _Flight) -> bool:
         """Whether a lost attempt can leave nothing any more that would be counted.
 
         Without a shared folder nothing of it can arrive. With one, its runner may live until its lease
-        has ended, unless it has left its outcome before.
+        has ended, unless it has left its outcome before: a node that the cluster counts as dead may
+        be one that it cannot reach, and the lease file is dated by a clock that need not be ours.
         """
         if not flight.shared or AttemptPaths(flight.submitted.folder).outcome.exists():
             return True
@@ -313,7 +327,7 @@ class RayExecutor:
         slot = Slot(f"adopted:{paths.folder}", spec.device, {})
         fence_s = spec.lease_s + spec.grace_s + MARGIN_S
         flight = _Flight(Submitted(paths.folder, slot), None, "", shared=True, fence_s=fence_s)
-        flight.lost = "its keeper was gone when the command was given again"
+        self._lose(flight, "its keeper was gone when the command was given again")
         self._flights[str(paths.folder)] = flight
         return slot
 

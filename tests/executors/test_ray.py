@@ -152,13 +152,16 @@ def test_an_attempt_whose_keeper_is_gone_counts_as_running_until_its_lease_has_e
     executor.close()
     nodes.kill(named="ray::RayKeeper")
     nodes.kill(named="sweeper.runner")  # no outcome is left
-    following = RayExecutor(gpus=0, home=tmp_path, lease_s=15)
+    said = []
+    following = RayExecutor(gpus=0, home=tmp_path, lease_s=15, note=said.append)
     slot = following.adopt(folder)
     assert slot is not None
     assert slot not in following.slots()
     assert following.wait(1.0) == []
     (ended,) = case.all_gone(following, 1)
     assert ended.fate == "its keeper was gone when the command was given again"
+    assert len(said) == 1
+    assert "ends with its lease, which is waited for" in said[0]
     following.close()
 
 
