@@ -120,7 +120,8 @@ ALLOWED: dict[str, set[str]] = {
         "doctor",
     }
     | {"search.base", "search.dashboard", "search.optuna_search", "executors.local"},
-    "cli": {"errors", "commands", "pattern_sets"},
+    "command_line": {"pattern_sets"},
+    "cli": {"errors", "commands", "command_line"},
 }
 # Third-party packages by part; what is not named here may use the standard library alone.
 PACKAGES: dict[str, set[str]] = {
