@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sweeper import attempts, run_folders, telling
+from sweeper import attempts, readout, run_folders, telling
 from sweeper.behind import Behind
 from sweeper.curve import Curve
 from sweeper.errors import EnvironmentUnusable
@@ -105,7 +105,7 @@ class Records:
             slot = (
                 self.executor.adopt(paths.folder) if paths.outcome.exists() else self._adopt(paths)
             )
-            yield Running(trial, begun.attempt, paths, slot, attempts.Follow(paths))
+            yield Running(trial, begun.attempt, paths, slot, readout.Follow(paths))
 
     def _adopt(self, paths: AttemptPaths) -> Slot | None:
         """The slot in which an attempt still runs; None when it does not, and never will again."""
@@ -130,15 +130,15 @@ class Records:
             DiskUnusable: the study's folder is gone.
         """
         metric = self.study.objective.metric
-        facts = attempts.collect(running.paths, metric)
+        facts = readout.collect(running.paths, metric)
         folder = self.home.study(self.study.name)
         if facts is None and not folder.is_dir():  # its outcome may be there when the mount is back
             gone = FileNotFoundError(errno.ENOENT, "gone")
             raise attempts.disk_unusable(folder, gone)
         if facts is None:
             attempts.give_up(running.paths, fate or VANISHED)
-            facts = attempts.collect(running.paths, metric)
-        return self._compact(facts or attempts.lost(running.paths, fate or VANISHED))
+            facts = readout.collect(running.paths, metric)
+        return self._compact(facts or readout.lost(running.paths, fate or VANISHED))
 
     def _compact(self, facts: AttemptFacts) -> AttemptFacts:
         """The same facts in little memory: they are kept until the stage ends, thousands of them."""
@@ -172,7 +172,7 @@ class Records:
     def _write(self, running: Running, facts: AttemptFacts) -> None:
         study, trial = self.study.name, running.trial
         self.store.record(study, trial.id, facts, lease=self.lease)
-        if samples := attempts.read_samples(running.paths):
+        if samples := readout.read_samples(running.paths):
             self.store.record_samples(study, trial.id, facts.attempt, samples)
 
     def _tell(self, trial: PlannedTrial, facts: AttemptFacts) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sweeper import attempts
+from sweeper import readout
 from sweeper.events import finite
 from sweeper.executors.base import Slot
 from sweeper.paths import AttemptPaths, write_json
@@ -47,7 +47,7 @@ class Running:
     attempt: int
     paths: AttemptPaths
     slot: Slot | None
-    follow: attempts.Follow
+    follow: readout.Follow
     cap_s: float | None = None
     control: Control = field(default_factory=Control)
     curve: list[Evaluation] = field(default_factory=list)

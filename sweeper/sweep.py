@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sweeper import attempts, checkpoints, oom, run_folders, starts
+from sweeper import attempts, checkpoints, oom, readout, run_folders, starts
 from sweeper.behind import Behind
 from sweeper.errors import DiskUnusable, EnvironmentUnusable, MixedFingerprints, PlanError
 from sweeper.executors.base import Executor, Slot
@@ -327,7 +327,7 @@ class StageRun:
             self._waiting = [t for t in self._waiting if t.id != trial.id]
         self._started += 1
         self._running[str(paths.folder)] = Running(
-            trial, attempt, paths, slot, attempts.Follow(paths), bound.seconds if bound else None
+            trial, attempt, paths, slot, readout.Follow(paths), bound.seconds if bound else None
         )
         self._behind.later(lambda: self.progress.trial_started(trial, slot.name))
         if bound is not None:

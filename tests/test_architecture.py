@@ -69,7 +69,8 @@ ALLOWED: dict[str, set[str]] = {
     "notify": {"objective", "progress", "study", "trial"},
     "plan_document": {"space", "trial"},
     "telling": WORDS | {"search.base"},
-    "attempts": WORDS | {"configuration", "executors.base"},
+    "readout": WORDS,
+    "attempts": WORDS | {"configuration", "executors.base", "readout"},
     "run_folders": WORDS | {"attempts", "plan_document", "storage.base"},
     "oom": {"configuration", "space", "study", "trial"},
     "gate": {"racing", "study", "trial"},
@@ -77,8 +78,10 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"attempts", "events", "objective", "paths", "study", "trial"},
     "starts": WORDS | {"attempts", "checkpoints", "racing", "storage.base"},
     "stages": WORDS | {"design", "racing", "analysis", "search.base", "telling"},
-    "steering": WORDS | {"attempts", "executors.base", "racing"},
-    "records": WORDS | SEAMS | {"attempts", "behind", "gate", "run_folders", "steering", "telling"},
+    "steering": WORDS | {"executors.base", "racing", "readout"},
+    "records": WORDS
+    | SEAMS
+    | {"attempts", "behind", "gate", "readout", "run_folders", "steering", "telling"},
     "sweep": WORDS
     | SEAMS
     | {
@@ -89,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
         "oom",
         "patience",
         "places",
+        "readout",
         "records",
         "run_folders",
         "racing",
@@ -108,6 +112,7 @@ ALLOWED: dict[str, set[str]] = {
         "replay",
         "scaffold",
         "attempts",
+        "readout",
         "notify",
         "pattern_sets",
         "starts",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeper import attempts, telling
+from sweeper import readout, telling
 from sweeper.app import App
 from sweeper.commands import stages
 from sweeper.commands.facts import judged_facts, study_facts
@@ -128,7 +128,7 @@ def differences(study: Study, store: Store, home: Home) -> Iterator[str]:
             if not paths.folder.exists():
                 yield f"{where}: recorded, and its run folder is gone"
                 continue
-            found = attempts.collect(paths, metric)
+            found = readout.collect(paths, metric)
             if found is None:
                 if stored.reason.value != "lost":
                     yield f"{where}: recorded as {stored.reason.value}, and has no outcome file"
@@ -249,11 +249,11 @@ def _rebuild_stage(study: Study, store: Store, home: Home, document: StageDocume
         folders = (home.study(study.name) / trial.id).glob("attempt-*")
         for folder in sorted(folders, key=lambda f: int(f.name.removeprefix("attempt-"))):
             paths = AttemptPaths(folder)
-            facts = attempts.collect(paths, study.objective.metric)
+            facts = readout.collect(paths, study.objective.metric)
             if facts is None:
-                facts = attempts.lost(paths, "it had no outcome at a rebuild")
+                facts = readout.lost(paths, "it had no outcome at a rebuild")
             added += store.record(study.name, trial.id, facts)
-            samples = attempts.read_samples(paths)
+            samples = readout.read_samples(paths)
             store.record_samples(study.name, trial.id, facts.attempt, samples)
     if document.effective_target != plan.target:
         store.set_effective_target(study.name, plan.stage, document.effective_target)

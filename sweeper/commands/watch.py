@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeper import attempts
+from sweeper import readout
 from sweeper.doctor.rounds import Rounds, rules_of
 from sweeper.events import finite
 from sweeper.objective import TimeToTarget, time_to_target
@@ -31,7 +31,7 @@ IDLE_LOOKS = 3
 @dataclass
 class _Followed:
     trial: PlannedTrial
-    follow: attempts.Follow
+    follow: readout.Follow
     paths: AttemptPaths
     cap_s: float | None = None
 
@@ -77,7 +77,7 @@ class Watch:
         for trial_id, attempt in running.items():
             if trial_id not in self._running and trial_id in trials:
                 paths = AttemptPaths(Path(attempt.folder))
-                self._running[trial_id] = _Followed(trials[trial_id], attempts.Follow(paths), paths)
+                self._running[trial_id] = _Followed(trials[trial_id], readout.Follow(paths), paths)
                 self.progress.trial_started(trials[trial_id], attempt.slot)
         for trial_id, followed in list(self._running.items()):
             if trial_id in running:

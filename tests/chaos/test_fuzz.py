@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper import attempts
+from sweeper import readout
 from sweeper.errors import StudyError
 from sweeper.events import EventError, Fold, fold_lines, parse_line
 from sweeper.executors.local import LocalExecutor
@@ -201,7 +201,7 @@ def stream_of_lines(folder, lines, draw):
     assert len(fold.curve) == len(recorder.fold.curve)
     for line in paths.events.read_bytes().splitlines():
         json.loads(line, parse_constant=pytest.fail)
-    assert len(attempts.Follow(paths).new()) == fold.events
+    assert len(readout.Follow(paths).new()) == fold.events
     with contextlib.suppress(EventError):
         fold_lines(lines, "val_loss")
 
@@ -302,7 +302,7 @@ def fuzz_documents(tmp_path, seed, count):
             if kind is AttemptOutcome:
                 some = mutate(b"\n".join(draw.choices(events, k=8)), draw, events)
                 paths.events.write_bytes(some)
-                facts = attempts.collect(paths, "val_loss")
+                facts = readout.collect(paths, "val_loss")
                 assert isinstance(facts.wall_s + facts.started_at + facts.ended_at, float | int)
                 assert facts.cap_s is None or math.isfinite(facts.cap_s)
                 assert isinstance(facts.message, str)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.attempts import collect
 from sweeper.executors.base import Slot
 from sweeper.executors.local import LocalExecutor
 from sweeper.paths import AttemptPaths, write_json
+from sweeper.readout import collect
 from sweeper.runner import processes
 from sweeper.spec import AttemptOutcome, AttemptSpec, Running
 from sweeper.trial import Reason

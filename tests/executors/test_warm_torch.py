@@ -5,10 +5,10 @@ import sys
 import time
 from pathlib import Path
 
-from sweeper.attempts import collect
 from sweeper.executors.base import Slot
 from sweeper.executors.local import LocalExecutor
 from sweeper.paths import AttemptPaths, write_json
+from sweeper.readout import collect
 from sweeper.spec import AttemptOutcome, AttemptSpec
 from sweeper.trial import Reason
 
