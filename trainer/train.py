@@ -151,16 +151,10 @@ def build_loop(
         "data_audit": task.audit.as_dict() | _epochs(task.audit, config, origin),
         "scored": evaluator.scored(),
         "parameter_count": sum(parameter.tensor.numel() for parameter in parameters),
-        "schedule": origin.schedule.as_dict(),
     }
     if origin.state is not None:
         loop.restore(origin.state)
-        facts["resumed_from"] = {
-            "path": str(origin.path),
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "clock": origin.state["clock"],
-        }
+    facts |= _where_it_begins(origin, progress)
     loop.warnings.extend(("damaged_checkpoint", message) for message in origin.warnings)
     loop.warnings.extend(_warnings_about_data(config, task.audit, cut))
     return loop, facts
@@ -186,6 +180,19 @@ def _model_and_optimizer(
         compiled=config.run.compile != "off" and device.type == "cuda",
     )
     return model, optimizer, parameters
+
+
+def _where_it_begins(origin: Origin, progress: Progress) -> dict[str, Any]:
+    """The schedule of the run, and the checkpoint from which it goes on, if it does."""
+    facts: dict[str, Any] = {"schedule": origin.schedule.as_dict()}
+    if origin.state is not None:
+        facts["resumed_from"] = {
+            "path": str(origin.path),
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "clock": origin.state["clock"],
+        }
+    return facts
 
 
 def _epochs(audit: Audit, config: Config, origin: Origin) -> dict[str, float]:
