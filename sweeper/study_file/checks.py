@@ -6,15 +6,16 @@ It must not know the text of the file; a problem is told by the path of its key.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from sweeper.configuration import PLACES, get_key, leaves, places
-from sweeper.space import NUMERIC, Categorical, Integer, Parameter, Space, Value
-from sweeper.study import START_FROM, Group, Study, Tie
+from sweeper.space import NUMERIC, Categorical, Integer, Parameter, Space
+from sweeper.study import START_FROM, Study, Tie
+from sweeper.study_file.group_checks import group_problems
 from sweeper.study_file.lines import Path as KeyPath
 from sweeper.study_file.source import Problem, nearest, show
+from sweeper.study_file.value_checks import name_problems, point_problems, value_problems
 
-_GROUP_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*(?<![0-9])")
 _METRIC_GROUPS = ("metric", "latest")
 _PATTERN_GROUPS = (
     *_METRIC_GROUPS,
@@ -38,16 +39,13 @@ def problems(study: Study) -> Iterator[Problem]:
             yield Problem(
                 at, "an empty table would forbid everything; name a parameter, or remove it"
             )
-        yield from _values(study, partial, at)
+        yield from point_problems(study, partial, at)
     yield from _questions(study)
-    yield from _group_names(study)
-    for place, group in enumerate(study.stage1.group):
-        yield from _group(study, group, ("stage1", "group", place))
-    yield from _dependencies(study)
+    yield from group_problems(study)
     for place, pair in enumerate(study.stage2.interactions):
         at = ("stage2", "interactions", place)
         for side, name in enumerate(pair):
-            yield from _known(study, name, (*at, side))
+            yield from name_problems(study, name, (*at, side))
         if pair[0] == pair[1]:
             yield Problem(at, f"{show(pair[0])} twice; expected two different parameters")
 
@@ -254,7 +252,7 @@ def _starts(study: Study) -> Iterator[Problem]:
             if study.is_frozen(key):
                 yield Problem(here, f"{show(key)} is frozen; remove it from one of the two")
             elif key in study.space.parameters:
-                yield from _value(study, key, value, here)
+                yield from value_problems(study, key, value, here)
             elif key not in known and not study.trainer.new_keys:
                 yield Problem(
                     here, f"{show(key)} is not a key of {study.trainer.config}{nearest(key, known)}"
@@ -313,43 +311,13 @@ def _on_oom(study: Study) -> Iterator[Problem]:
         yield Problem(("on_oom",), f"{show(keys['micro_batch'])} twice; name two different keys")
 
 
-def _known(study: Study, name: str, at: KeyPath) -> Iterator[Problem]:
-    space = study.space
-    if name not in space.parameters and study.is_frozen(name):
-        yield Problem(
-            at,
-            f"{show(name)} is frozen: every trial has the base's value; remove it here, or thaw it",
-        )
-    elif name not in space.parameters:
-        yield Problem(
-            at,
-            f"{show(name)} is no parameter of [space]{nearest(name, space.parameters)}; "
-            f"known: {', '.join(space.parameters)}",
-        )
-
-
-def _values(study: Study, values: Mapping[str, Value], at: KeyPath) -> Iterator[Problem]:
-    for name, value in values.items():
-        yield from _value(study, name, value, (*at, name))
-
-
-def _value(study: Study, name: str, value: Value, at: KeyPath) -> Iterator[Problem]:
-    if name not in study.space.parameters:
-        yield from _known(study, name, at)
-        return
-    try:
-        study.space.parameters[name].coerce(value)
-    except ValueError as error:
-        yield Problem(at, f"{error}; change the value, or widen [space.{show(name)}]")
-
-
 def _ties(study: Study) -> Iterator[Problem]:
     parameters = study.space.parameters
     by_name: dict[str, Tie] = {}
     for place, tie in enumerate(study.ties):
         at: KeyPath = ("tie", place)
         for key, name in (("parameter", tie.parameter), ("follows", tie.follows)):
-            yield from _known(study, name, (*at, key))
+            yield from name_problems(study, name, (*at, key))
             if name in parameters and (why := _untieable(parameters[name])):
                 yield Problem((*at, key), f"{show(name)} {why}")
         if tie.parameter in by_name:
@@ -373,145 +341,17 @@ def _untieable(parameter: Parameter) -> str | None:
 def _questions(study: Study) -> Iterator[Problem]:
     for place, question in enumerate(study.questions):
         at: KeyPath = ("question", place)
-        yield from _known(study, question.parameter, (*at, "parameter"))
+        yield from name_problems(study, question.parameter, (*at, "parameter"))
         if len(question.levels) == 1:
             yield Problem(
                 (*at, "levels"), "got one level, expected two or more to compare, or none"
             )
         if question.parameter in study.space.parameters:
             for index, value in enumerate(question.levels):
-                yield from _value(study, question.parameter, value, (*at, "levels", index))
-        yield from _values(study, question.at, (*at, "at"))
+                yield from value_problems(study, question.parameter, value, (*at, "levels", index))
+        yield from point_problems(study, question.at, (*at, "at"))
         if question.parameter in question.at:
             yield Problem(
                 (*at, "at", question.parameter),
                 "the question asks about this parameter; `at` can only fix others",
             )
-
-
-def _group_names(study: Study) -> Iterator[Problem]:
-    seen: dict[str, int] = {}
-    for place, group in enumerate(study.stage1.group):
-        at: KeyPath = ("stage1", "group", place, "name")
-        if not _GROUP_NAME.fullmatch(group.name):
-            yield Problem(
-                at,
-                f"got {show(group.name)}, expected letters, digits and underscores, a letter first "
-                "and no digit last: trials are named after it, such as s1-A3",
-            )
-        elif group.name in seen:
-            yield Problem(
-                at,
-                f"{show(group.name)} is also the name of group {seen[group.name]}; rename one",
-            )
-        seen.setdefault(group.name, place + 1)
-
-
-def _dependencies(study: Study) -> Iterator[Problem]:
-    groups = {group.name: group for group in study.stage1.group}
-    earlier: list[str] = []
-    for place, group in enumerate(study.stage1.group):
-        at: KeyPath = ("stage1", "group", place, "best_of")
-        if group.best_of is not None:
-            wanted = group.best_of.group
-            if cycle := _cycle(groups, group.name):
-                yield Problem(
-                    at,
-                    f"a cycle: {' takes the best of '.join(cycle)}; "
-                    "a group can only take the best of one declared before it",
-                )
-            elif wanted not in groups:
-                yield Problem(
-                    (*at, "group"), f"there is no group {show(wanted)}{nearest(wanted, groups)}"
-                )
-            elif wanted not in earlier:
-                yield Problem(
-                    (*at, "group"),
-                    f"group {show(wanted)} comes later; move it above group {show(group.name)}",
-                )
-            else:
-                yield from _best_of_parameters(group, groups[wanted], at)
-        earlier.append(group.name)
-
-
-def _cycle(groups: Mapping[str, Group], start: str) -> list[str]:
-    """The names on a way from a group back to itself, or none."""
-    way = [start]
-    while True:
-        group = groups.get(way[-1])
-        if group is None or group.best_of is None:
-            return []
-        way.append(group.best_of.group)
-        if way[-1] == start:
-            return way
-        if way[-1] in way[:-1]:
-            return []
-
-
-def _best_of_parameters(group: Group, winner_of: Group, at: KeyPath) -> Iterator[Problem]:
-    assert group.best_of is not None
-    offered = {name for level in winner_of.levels() for name in level}
-    for index, name in enumerate(group.best_of.parameters):
-        if name not in offered:
-            yield Problem(
-                (*at, "parameters", index),
-                f"group {show(winner_of.name)} does not compare levels of {show(name)}"
-                f"{nearest(name, offered)}; it compares {', '.join(sorted(offered)) or 'nothing'}",
-            )
-        elif any(name in row.values for row in group.rows()):
-            yield Problem(
-                (*at, "parameters", index),
-                f"group {show(group.name)} sets {show(name)} itself; remove it there or here",
-            )
-
-
-def _group(study: Study, group: Group, at: KeyPath) -> Iterator[Problem]:
-    used = [key for key in ("grid", "vary", "configs") if key in group.model_fields_set]
-    if len(used) != 1:
-        got = " and ".join(used) or "none of them"
-        yield Problem(at, f"got {got}, expected exactly one of grid, vary and configs")
-        return
-    (kind,) = used
-    if not getattr(group, kind):
-        yield Problem((*at, kind), "is empty, so this group has no entry; add to it, or remove it")
-    if not group.bases:
-        yield Problem((*at, "bases"), "is empty, so this group has no entry; leave it out for {}")
-    for name, values in {**group.grid, **group.vary}.items():
-        yield from _level_list(study, name, values, (*at, kind, name))
-    for index, config in enumerate(group.configs):
-        yield from _values(study, config, (*at, "configs", index))
-    for index, base in enumerate(group.bases):
-        yield from _values(study, base, (*at, "bases", index))
-        for name in group.grid.keys() & base.keys():
-            yield Problem(
-                (*at, "bases", index, name), f"grid sets {show(name)} already; remove it here"
-            )
-    yield from _gaps(study, group, at)
-
-
-def _level_list(
-    study: Study, name: str, values: tuple[Value, ...], at: KeyPath
-) -> Iterator[Problem]:
-    if not values:
-        yield Problem(at, "got an empty list, so this group has no entry; add levels to it")
-    for index, value in enumerate(values):
-        if any(type(value) is type(other) and value == other for other in values[:index]):
-            yield Problem((*at, index), f"{show(value)} is there twice; remove one of them")
-        yield from _value(study, name, value, (*at, index))
-
-
-def _gaps(study: Study, group: Group, at: KeyPath) -> Iterator[Problem]:
-    """Parameters that no entry, tie or baseline gives a value."""
-    given = set(group.best_of.parameters) if group.best_of else set()
-    baseline = study.space.baseline()
-    open_names = [n for n in study.space.parameters if n not in baseline and n not in given]
-    for row in group.rows() if open_names else ():
-        values = {**baseline, **row.values}
-        for name in open_names:
-            if name not in values and study.space.active(name, values):
-                yield Problem(
-                    at,
-                    f"entry {row.index} leaves {show(name)} without a value; "
-                    f"give [space.{show(name)}] a baseline, or set it in this group",
-                )
-                return
