@@ -6,13 +6,12 @@ It must not know which executor, database or sampler it was given.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from sweeper import attempts, checkpoints, oom, readout, run_folders, starts
+from sweeper import attempts, checkpoints, oom, readout, run_folders, starts, tries
 from sweeper.behind import Behind
 from sweeper.errors import DiskUnusable, EnvironmentUnusable, MixedFingerprints, PlanError
 from sweeper.executors.base import Executor, Slot
@@ -25,7 +24,6 @@ from sweeper.racing.reach import effective_target
 from sweeper.racing.validity import may_measure_again
 from sweeper.records import Records
 from sweeper.search.base import Search
-from sweeper.spec import CANCELLED
 from sweeper.stages import Stage
 from sweeper.steering import Running, Steering
 from sweeper.storage.base import Lease, StageRecord, Store
@@ -40,17 +38,6 @@ from sweeper.trial import (
 
 LEASE_TTL_S = 30.0
 TICK_S = 0.2
-# Attempts per trial that may end for such a reason before the trial has failed for good.
-# Infrastructure is worth another try; a configuration that fails once fails again.
-TRIES: Mapping[Reason, int] = {
-    Reason.LOST: 5,
-    Reason.KILLED: 3,
-    Reason.DEVICE: 3,
-    Reason.ENVIRONMENT: 2,
-    Reason.HUNG: 2,
-}
-FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0  # before another try; it doubles with every one
-BREAKER_AFTER = 3  # so many first trials that fail in the same way stop the stage
 
 Ending = Literal["complete", "budget", "breaker", "interrupted"]
 
@@ -104,7 +91,7 @@ class StageRun:
     exploratory: bool = False
     retry_failed: bool = False
     revive: Callable[[], None] | None = None
-    first_rest_s: float = FIRST_REST_S
+    first_rest_s: float = tries.FIRST_REST_S
 
     def __post_init__(self) -> None:
         self.store = cast(Store, self._patient(self.store))
@@ -428,9 +415,8 @@ class StageRun:
             return
         trial = running.trial
         known = self._records.add(trial, facts)
-        if facts.reason in TRIES:  # what broke may need a moment; others go first
-            times = sum(a.reason is facts.reason for a in known.attempts)
-            rest_s = min(self.first_rest_s * 2 ** (times - 1), LONGEST_REST_S)
+        rest_s = tries.rest_s(known, facts.reason, self.first_rest_s)
+        if rest_s is not None:  # what broke may need a moment; others go first
             self._rest_until[trial.id] = time.monotonic() + rest_s
         self._changed()
         self._behind.later(lambda: self._steering.look(running))
@@ -446,18 +432,10 @@ class StageRun:
             )
 
     def _check_breaker(self) -> None:
-        tried = [f for f in self._records.facts.values() if f.attempts]
-        if self._ending != "complete" or any(
-            f.attempts[-1].outcome is not Outcome.FAILED for f in tried
-        ):
+        if self._ending != "complete":
             return
-        ended = [f.attempts[-1] for f in tried if not self._may_shrink(f)]
-        reasons = Counter(a.reason for a in ended if a.reason is not Reason.LOST)
-        for reason, count in reasons.items():
-            if count >= BREAKER_AFTER:
-                last = next(a.message for a in reversed(ended) if a.reason is reason)
-                self._ending = "breaker"
-                self._why = f"the first {count} trials all failed ({reason.value}): {last}"
+        if why := tries.breaker(self._records.facts.values(), self._may_shrink):
+            self._ending, self._why = "breaker", why
 
     def _say_later(self, words: str) -> None:
         self._behind.later(lambda: self.progress.note(words))
@@ -518,8 +496,7 @@ class StageRun:
         if counted.reason is Reason.OOM and self._may_shrink(known):
             return True
         if counted.outcome is Outcome.FAILED:
-            same = sum(1 for a in known.attempts if a.reason is counted.reason)
-            return counted.message != CANCELLED and same < TRIES.get(counted.reason, 1)
+            return tries.may_try_again(known, counted)
         if counted.outcome is Outcome.INVALID:
             return may_measure_again(known)
         if counted.reason is Reason.BUDGET or self._origin(known, self.target) is not None:

@@ -70,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "plan_document": {"space", "trial"},
     "telling": WORDS | {"search.base"},
     "readout": WORDS,
+    "tries": {"spec", "trial"},
     "attempts": WORDS | {"configuration", "executors.base", "readout"},
     "run_folders": WORDS | {"attempts", "plan_document", "storage.base"},
     "oom": {"configuration", "space", "study", "trial"},
@@ -97,6 +98,7 @@ ALLOWED: dict[str, set[str]] = {
         "run_folders",
         "racing",
         "starts",
+        "tries",
     }
     | {"stages", "steering"},
     "replay": WORDS
