@@ -203,26 +203,26 @@ def read_facts(
     chosen = [*wanted, studies.c.study == study, attempts.c.outcome.is_not(None)]
     if stage is not None:
         chosen.append(stages.c.stage == stage)
-    ended = connection.execute(
+    query: Select[Any] = (
         select(*rows.ATTEMPT_COLUMNS, fingerprints.c.document.label("fingerprint"))
         .select_from(STUDY_ATTEMPTS.outerjoin(fingerprints))
         .where(*chosen)
         .order_by(attempts.c.attempt)
-    ).all()
-    measured: dict[int, list[Evaluation]] = defaultdict(list)
+    )
+    ended = connection.execute(query).all()
+    measured: dict[int, tuple[Evaluation, ...]] = {}
     if curves:
-        places = connection.execute(
-            select(*rows.EVALUATION_COLUMNS)
+        packed = connection.execute(
+            select(evaluations.c.attempt_key, rows.CURVE_COLUMN)
             .select_from(STUDY_ATTEMPTS.join(evaluations))
             .where(*chosen)
-            .order_by(evaluations.c.attempt_key, evaluations.c.position),
-            execution_options={"yield_per": 10_000},
+            .group_by(evaluations.c.attempt_key),
+            execution_options={"yield_per": 100},
         )
-        for row in places:
-            measured[row[0]].append(rows.evaluation_value(row))
+        measured = {key: rows.curve_value(curve) for key, curve in packed}
     of_trial: dict[int, list[AttemptFacts]] = defaultdict(list)
     for row in ended:
-        facts = rows.attempt_value(row, measured[row.attempt_key], row.fingerprint or {})
+        facts = rows.attempt_value(row, measured.get(row.attempt_key, ()), row.fingerprint or {})
         of_trial[row.trial_key].append(facts)
     return [
         TrialFacts(rows.trial_value(row, row.stage), tuple(of_trial[row.trial_key]))
