@@ -6,14 +6,15 @@ It must not know processes, databases or files; it is method section 1, "Crossin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from sweeper.trial import AttemptFacts, Clock, Evaluation, Outcome, Reason
 
 
-@dataclass(frozen=True)
-class TimeToTarget:
+class TimeToTarget(NamedTuple):
     """Seconds on one clock until a target was crossed, or after which it had not been.
 
     `seconds` is the crossing time when `reached`, else the time up to which the target was not
@@ -40,21 +41,46 @@ def crossing(curve: Sequence[Evaluation], target: float, clock: Clock) -> TimeTo
     first that did; if the former was already at or below the target (confirmation refused it), the
     time is the latter's. A NaN after a crossing does not undo it.
     """
-    confirmations = {e.step: e.value for e in curve if e.slice == "confirmation"}
-    before: Evaluation | None = None
-    for probe in curve:  # reports read millions of them: the common case comes first
-        if probe.slice != "probe":
-            continue
-        if probe.value > target:
-            if probe.value < math.inf:
-                before = probe
-            continue
-        if not math.isfinite(probe.value):
-            continue
-        confirmation = confirmations.get(probe.step)
-        if confirmation is not None and not confirmation <= target:
-            before = probe
-            continue
+    return Descent(curve).crossing(target, clock)
+
+
+class Descent:
+    """Where a curve first came down to each level: its crossings of any target, on any clock.
+
+    One look at the whole curve; a crossing then takes a few steps. It is kept as long as the curve,
+    of which it holds places, no evaluations: 13 bytes for each level.
+    """
+
+    __slots__ = ("_confirmed", "_curve", "_depths", "_places")
+
+    def __init__(self, curve: Sequence[Evaluation]) -> None:
+        self._curve = curve
+        self._depths = array("d")  # minus the level that the target has to be at, and so ascending
+        self._places = array("I")
+        self._confirmed = array("b")
+        confirmations = {e.step: e.value for e in curve if e.slice == "confirmation"}
+        lowest = math.inf
+        for place, probe in enumerate(curve):  # reports read millions of them
+            level = probe.value
+            if not -math.inf < level < lowest or probe.slice != "probe":
+                continue
+            confirmation = confirmations.get(probe.step)
+            if confirmation is not None:
+                if not confirmation < lowest:
+                    continue
+                level = max(level, confirmation)
+            lowest = level
+            self._depths.append(-level)
+            self._places.append(place)
+            self._confirmed.append(confirmation is not None)
+
+    def crossing(self, target: float, clock: Clock) -> TimeToTarget | None:
+        """See `crossing`."""
+        found = bisect_left(self._depths, -target)
+        if found == len(self._depths):
+            return None
+        probe = self._curve[self._places[found]]
+        before = self._before(self._places[found])
         upper = probe.clock.seconds(clock)
         lower = before.clock.seconds(clock) if before else upper
         share = 1.0
@@ -68,9 +94,16 @@ def crossing(curve: Sequence[Evaluation], target: float, clock: Clock) -> TimeTo
             tokens=start.tokens + share * (probe.tokens - start.tokens),
             lower_s=lower,
             upper_s=upper,
-            confirmed=confirmation is not None,
+            confirmed=bool(self._confirmed[found]),
         )
-    return None
+
+    def _before(self, place: int) -> Evaluation | None:
+        """The last probe with a finite value ahead of a place."""
+        for earlier in range(place - 1, -1, -1):
+            probe = self._curve[earlier]
+            if probe.slice == "probe" and math.isfinite(probe.value):
+                return probe
+        return None
 
 
 def near_misses(curve: Sequence[Evaluation], target: float) -> tuple[tuple[Evaluation, float], ...]:
@@ -95,16 +128,21 @@ def time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeTo
         return None
     known: TimeToTarget | None = attempt.derived.get((target, clock))
     if known is None:  # a race asks for all of them whenever one trial has ended
-        known = attempt.derived[target, clock] = _time_to_target(attempt, target, clock)
+        (known,) = times_to_targets(attempt, (target,), clock)
+        attempt.derived[target, clock] = known
     return known
 
 
-def _time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeToTarget:
-    found = crossing(attempt.curve, target, clock)
-    if found is not None:
-        return found
+def times_to_targets(
+    attempt: AttemptFacts, targets: Iterable[float], clock: Clock
+) -> list[TimeToTarget]:
+    """Times-to-target of an attempt that measured something, one for each target; none is kept."""
+    if Descent not in attempt.derived:
+        attempt.derived[Descent] = Descent(attempt.curve)
+    descent: Descent = attempt.derived[Descent]
     stopped_s = attempt.phases.seconds(clock)
-    return TimeToTarget(reached=False, seconds=stopped_s, lower_s=stopped_s, upper_s=math.inf)
+    never = TimeToTarget(reached=False, seconds=stopped_s, lower_s=stopped_s, upper_s=math.inf)
+    return [descent.crossing(target, clock) or never for target in targets]
 
 
 _CUT_OFF = (Reason.DIVERGED, Reason.TIMEOUT, Reason.CAP, Reason.FORECAST, Reason.BUDGET)
@@ -115,14 +153,18 @@ def final_value(attempt: AttemptFacts) -> float | None:
 
     The last finite value of the larger slice, where there is one, else of the probe.
     """
+    if "final" not in attempt.derived:  # asked for by every ranking, and a curve is long
+        attempt.derived["final"] = _final_value(attempt)
+    final: float | None = attempt.derived["final"]
+    return final
+
+
+def _final_value(attempt: AttemptFacts) -> float | None:
     measured = attempt.outcome in (Outcome.REACHED, Outcome.CENSORED)
     if not measured or attempt.reason in _CUT_OFF:
         return None
-    for kind in ("confirmation", "probe"):
-        for evaluation in reversed(attempt.curve):
-            if evaluation.slice == kind and math.isfinite(evaluation.value):
-                return evaluation.value
-    return None
+    last = {e.slice: e.value for e in attempt.curve if math.isfinite(e.value)}
+    return last.get("confirmation", last.get("probe"))
 
 
 def best_value(curve: Sequence[Evaluation]) -> float | None:

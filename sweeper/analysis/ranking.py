@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sweeper.analysis.dataset import SEARCH_STAGES, StageFacts, StudyFacts
 from sweeper.errors import (
@@ -18,11 +18,11 @@ from sweeper.errors import (
     EXIT_SOME_FAILED,
     EXIT_STOPPED_EARLY,
 )
-from sweeper.objective import TimeToTarget, best_value, final_value
+from sweeper.objective import TimeToTarget, best_value, final_value, time_to_target
 from sweeper.racing.validity import doubts_of
 from sweeper.space import Point, Value
 from sweeper.study import Limits, Study
-from sweeper.trial import AttemptFacts, Clock, Outcome, Reason, StageName, TrialFacts
+from sweeper.trial import AttemptFacts, Clock, Outcome, PlannedTrial, Reason, StageName, TrialFacts
 
 
 @dataclass(frozen=True)
@@ -142,31 +142,57 @@ def rank(
     first, then the one that was watched longest. `by_final` (goal "final"): the lowest metric at
     the budget's end first, then those that did not come to it, by lowest loss.
     """
-    runs: dict[Point, list[Run]] = {}
-    first: dict[Point, TrialFacts] = {}
-    groups: dict[Point, dict[str, None]] = {}
-    for stage in stages:
-        for facts, time in stage.times(target, clock):
-            trial, attempt = facts.trial, facts.counted
-            assert attempt is not None  # times() yields measured trials only
-            first.setdefault(trial.point, facts)
-            groups.setdefault(trial.point, {}).update(dict.fromkeys(trial.groups))
-            runs.setdefault(trial.point, []).append(
-                Run(
-                    trial.id,
-                    trial.stage,
-                    trial.block,
-                    time,
-                    _best_loss(attempt),
-                    final_value(attempt),
-                    attempt,
-                )
-            )
-    rows = [
-        _row(first[point], tuple(groups[point]), tuple(of_point), by_final=by_final)
-        for point, of_point in runs.items()
-    ]
+    rows = []
+    for measured in by_point(stages).values():
+        runs = []
+        for facts, attempt in measured:
+            time = time_to_target(attempt, target, clock)
+            assert time is not None  # measured trials only
+            trial, lowest = facts.trial, _best_loss(attempt)
+            last = final_value(attempt)
+            runs.append(Run(trial.id, trial.stage, trial.block, time, lowest, last, attempt))
+        rows.append(_row([facts.trial for facts, _ in measured], tuple(runs), by_final=by_final))
     return tuple(sorted(rows, key=_order))
+
+
+def by_point(
+    stages: Iterable[StageFacts],
+) -> dict[Point, list[tuple[TrialFacts, AttemptFacts]]]:
+    """The measured trials of each distinct point, both in plan order."""
+    found: dict[Point, list[tuple[TrialFacts, AttemptFacts]]] = {}
+    for stage in stages:
+        for facts, attempt in stage.measured():
+            found.setdefault(facts.trial.point, []).append((facts, attempt))
+    return found
+
+
+class Middle(NamedTuple):
+    """What all runs of one configuration come to: see `Row`.
+
+    `seconds` is a time where `reached`, else a lower bound. `runs` are the two in the middle of their
+    order by time; with an odd number of runs that is the same one twice.
+    """
+
+    reached: bool
+    seconds: float
+    runs: tuple[TimeToTarget, TimeToTarget]
+
+
+def middle(times: Sequence[TimeToTarget]) -> Middle:
+    """The median over runs, where one that did not reach is slower than every one that did.
+
+    Args:
+        times: Each run's time, at least one.
+    """
+    ordered = sorted(times, key=_reached_first)
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    if high.reached:
+        return Middle(True, (low.seconds + high.seconds) / 2, (low, high))
+    return Middle(False, statistics.median(time.seconds for time in times), (low, high))
+
+
+def _reached_first(time: TimeToTarget) -> tuple[bool, float]:
+    return (not time.reached, time.seconds)
 
 
 def search_ranking(facts: StudyFacts, *, target: float | None = None) -> tuple[Row, ...]:
@@ -346,24 +372,20 @@ def _best_loss(attempt: AttemptFacts) -> float | None:
     return lowest
 
 
-def _row(
-    first: TrialFacts, groups: tuple[str, ...], runs: tuple[Run, ...], *, by_final: bool
-) -> Row:
-    ordered = sorted(runs, key=lambda run: (not run.time.reached, run.time.seconds))
-    middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
-    reached = all(run.time.reached for run in middle)
+def _row(trials: Sequence[PlannedTrial], runs: tuple[Run, ...], *, by_final: bool) -> Row:
+    reached, seconds, (low, high) = middle([run.time for run in runs])
     losses = [run.best_loss for run in runs if run.best_loss is not None]
     finals = [run.final for run in runs if run.final is not None]
     return Row(
-        id=first.trial.id,
-        label=first.trial.label,
-        groups=groups,
-        point=first.trial.point,
+        id=trials[0].id,
+        label=trials[0].label,
+        groups=tuple(dict.fromkeys(name for trial in trials for name in trial.groups)),
+        point=trials[0].point,
         runs=runs,
         reached=reached,
-        seconds=statistics.median(run.time.seconds for run in (middle if reached else runs)),
-        steps=statistics.fmean(run.time.steps or 0.0 for run in middle) if reached else None,
-        tokens=statistics.fmean(run.time.tokens or 0.0 for run in middle) if reached else None,
+        seconds=seconds,
+        steps=((low.steps or 0.0) + (high.steps or 0.0)) / 2 if reached else None,
+        tokens=((low.tokens or 0.0) + (high.tokens or 0.0)) / 2 if reached else None,
         best_loss=min(losses, default=None),
         final=statistics.median(finals) if 2 * len(finals) > len(runs) else None,
         by_final=by_final,

@@ -93,9 +93,9 @@ def _changes(facts: StudyFacts, target: float) -> Iterator[tuple[str, str, Study
 
 def every_second(curve: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
     """The curve as half the evaluations would have shown it; its last one is always among them."""
-    probes = [e for e in curve if e.slice == "probe"]
-    kept = set(probes[::2]) | set(probes[-1:])
-    return tuple(e for e in curve if e.slice != "probe" or e in kept)
+    probes = [place for place, e in enumerate(curve) if e.slice == "probe"]
+    left_out = set(probes[1:-1:2])
+    return tuple(e for place, e in enumerate(curve) if place not in left_out)
 
 
 def _mapped(

@@ -351,16 +351,28 @@ def _pace(attempt: AttemptFacts) -> float | None:
 
     None for a run that is too short to say, or whose micro batch was changed for its memory.
     """
+    return _pace_and_change(attempt)[0]
+
+
+def _change(attempt: AttemptFacts) -> float:
+    """The slower half's median time per token over the faster half's; 1 for a short run."""
+    return _pace_and_change(attempt)[1]
+
+
+def _pace_and_change(attempt: AttemptFacts) -> tuple[float | None, float]:
     if "pace" not in attempt.derived:
         rates = _rates(attempt)
-        usable = (
-            len(rates) >= LEAST_INTERVALS
-            and attempt.phases.train >= LEAST_TRAIN_S
-            and not attempt.device.get("adjusted")
-        )
-        attempt.derived["pace"] = statistics.median(rates) if usable else None
-    pace: float | None = attempt.derived["pace"]
-    return pace or None
+        pace, change = None, 1.0
+        long = attempt.phases.train >= LEAST_TRAIN_S
+        if long and len(rates) >= LEAST_INTERVALS and not attempt.device.get("adjusted"):
+            pace = statistics.median(rates) or None
+        if long and len(rates) >= HALF_INTERVALS:
+            half = len(rates) // 2
+            sides = sorted((statistics.median(rates[:half]), statistics.median(rates[half:])))
+            change = sides[1] / sides[0] if sides[0] > 0 else 1.0
+        attempt.derived["pace"] = pace, change
+    known: tuple[float | None, float] = attempt.derived["pace"]
+    return known
 
 
 def _rates(attempt: AttemptFacts) -> list[float]:
@@ -372,20 +384,6 @@ def _rates(attempt: AttemptFacts) -> list[float]:
         for before, after, w0, w1 in zip(probes, probes[1:], work, work[1:], strict=False)
         if w1 > w0
     ]
-
-
-def _change(attempt: AttemptFacts) -> float:
-    """The slower half's median time per token over the faster half's; 1 for a short run."""
-    if "change" not in attempt.derived:
-        rates = _rates(attempt)
-        change = 1.0
-        if len(rates) >= HALF_INTERVALS and attempt.phases.train >= LEAST_TRAIN_S:
-            half = len(rates) // 2
-            sides = sorted((statistics.median(rates[:half]), statistics.median(rates[half:])))
-            change = sides[1] / sides[0] if sides[0] > 0 else 1.0
-        attempt.derived["change"] = change
-    known: float = attempt.derived["change"]
-    return known
 
 
 def _lower_median(values: Sequence[float]) -> float:

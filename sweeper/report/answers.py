@@ -14,19 +14,15 @@ from sweeper.analysis.dataset import SEARCH_STAGES, StudyFacts
 from sweeper.analysis.drift import drift
 from sweeper.analysis.path import path
 from sweeper.analysis.prediction import best_untested, in_words
+from sweeper.analysis.profile import profile
 from sweeper.analysis.questions import answers
-from sweeper.analysis.ranking import Row, search_ranking
+from sweeper.analysis.ranking import Row
 from sweeper.analysis.response import Response, observe
 from sweeper.analysis.sensitivity import sensitivity
 from sweeper.analysis.verdict import Verdict
 from sweeper.analysis.wording import ratio
 from sweeper.report import attempts
 from sweeper.trial import AttemptFacts, Outcome
-
-PROFILE_TARGETS = 24
-PROFILE_TARGETS_OF_MANY = 6
-MANY = 1000
-"""Configurations beyond which a profile of all targets would take most of the report's time."""
 
 
 def parts(facts: StudyFacts, judged: Verdict) -> dict[str, Any]:
@@ -38,7 +34,7 @@ def parts(facts: StudyFacts, judged: Verdict) -> dict[str, Any]:
         "untested": _untested(facts, judged),
         "sensitivity": [v.as_dict() for v in sensitivity(facts, target=target)],
         "chances": _chances(facts, judged),
-        "profile": _profile(facts, judged),
+        "profile": [place.as_dict() for place in profile(facts, judged)],
         "timeline": (rows := attempts.timeline(facts)),
         "phase_shares": attempts.phase_shares(rows),
         "extensions": attempts.extensions(facts),
@@ -103,49 +99,6 @@ def _chances(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
         label="any configuration of stages 1 and 2",
     )
     return [*found, whole.as_dict()]
-
-
-def _profile(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
-    """The same curves at many targets: how many reach, and in how many seconds who does."""
-    losses = sorted(row.best_loss for row in judged.ranking if row.best_loss is not None)
-    firsts = [
-        attempt.curve[0].value
-        for stage in facts.present(SEARCH_STAGES)
-        for _, attempt in stage.measured()
-        if attempt.curve and math.isfinite(attempt.curve[0].value)
-    ]
-    if not losses or not firsts:
-        return []
-    tightest, loosest = losses[0], judged.target + 0.3 * (max(firsts) - judged.target)
-    if not loosest > tightest:
-        return []
-    number = PROFILE_TARGETS if len(judged.ranking) <= MANY else PROFILE_TARGETS_OF_MANY
-    step = (loosest - tightest) / (number - 1)
-    goals = sorted({round(tightest + i * step, 6) for i in range(number)} | {judged.target})
-    found = []
-    for goal in reversed(goals):
-        rows = {row.point: row for row in search_ranking(facts, target=goal)}
-        reached = [row for row in rows.values() if row.reached and row.seconds > 0]
-        first = min(reached, key=lambda row: row.seconds, default=None)
-        found.append(
-            {
-                "target": goal,
-                "reached": len(reached),
-                "configurations": len(rows),
-                "fastest_s": first.seconds if first else None,
-                "fastest": first.label if first else None,
-                **{
-                    f"{name}_s": _at(rows, row)
-                    for name, row in (("winner", judged.winner), ("baseline", judged.baseline))
-                },
-            }
-        )
-    return found
-
-
-def _at(rows: Mapping[Any, Row], wanted: Row | None) -> float | None:
-    row = rows.get(wanted.point) if wanted else None
-    return row.seconds if row and row.reached and row.seconds > 0 else None
 
 
 def _spent(facts: StudyFacts, judged: Verdict) -> dict[str, Any]:

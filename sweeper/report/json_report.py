@@ -6,6 +6,7 @@ It must not compute a verdict: it lays out what analysis says, and markdown and 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -283,10 +284,11 @@ def _curves(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
 def _points(facts: StudyFacts, trial: TrialFacts) -> list[list[float | int]]:
     attempt = trial.counted
     assert attempt is not None  # measured() yields only such
+    clock = facts.clock
     return [
-        [round(e.clock.seconds(facts.clock), 4), e.step, e.tokens, round(e.value, 6)]
-        for e in attempt.curve
-        if e.slice == "probe" and abs(e.value) < float("inf")
+        [round(seconds.seconds(clock), 4), step, tokens, round(value, 6)]
+        for step, tokens, seconds, value, kind in attempt.curve  # reports write millions of them
+        if kind == "probe" and math.isfinite(value)
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.objective import best_value, crossing, near_misses, time_to_target
+from sweeper.objective import Descent, best_value, crossing, near_misses, time_to_target
 from sweeper.trial import AttemptFacts, Evaluation, Outcome, Phases, Reason
 
 
@@ -100,6 +100,42 @@ def test_a_crossing_lies_between_its_stamps_and_is_monotone_in_the_target(points
         easier = crossing(probes, target + 0.1, "train")
         harder = crossing(probes, target, "train")
         assert easier.seconds <= harder.seconds + 1e-9
+
+
+def read_literally(curve, target):
+    """The rule of a crossing, as it is written: its time and stamps on the train clock."""
+    larger = {e.step: e.value for e in curve if e.slice == "confirmation"}
+    finite = [e for e in curve if e.slice == "probe" and math.isfinite(e.value)]
+    for before, at in zip([None, *finite], finite, strict=False):
+        if at.value <= target and larger.get(at.step, -math.inf) <= target:
+            start = before or at
+            share = 1.0
+            if start.value > target:
+                share = (start.value - target) / (start.value - at.value)
+            lower, upper = start.clock.train, at.clock.train
+            return lower + share * (upper - lower), lower, upper, at.step in larger
+    return None
+
+
+values = st.one_of(st.floats(0.5, 4.0), st.sampled_from([1.0, 2.0, math.nan, math.inf, -math.inf]))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), values, st.booleans()), max_size=20),
+    st.lists(values.filter(math.isfinite), max_size=5),
+)
+def test_one_look_at_a_curve_answers_for_every_target(points, targets):
+    kinds = {False: "probe", True: "confirmation"}
+    curve = [
+        probe(step, value, train=place, slice=kinds[large])
+        for place, (step, value, large) in enumerate(points)
+    ]
+    descent = Descent(curve)
+    for target in targets:
+        found = descent.crossing(target, "train")
+        assert found == crossing(curve, target, "train")
+        seen = found and (found.seconds, found.lower_s, found.upper_s, found.confirmed)
+        assert seen == read_literally(curve, target)
 
 
 def facts(reason, outcome, curve=()):
