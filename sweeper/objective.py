@@ -171,3 +171,11 @@ def best_value(curve: Sequence[Evaluation]) -> float | None:
     """Lowest finite probe value, or None when there is none."""
     finite = [e.value for e in curve if e.slice == "probe" and math.isfinite(e.value)]
     return min(finite, default=None)
+
+
+def lowest(attempt: AttemptFacts) -> float | None:
+    """`best_value` of an attempt's curve; kept, because it is asked for again and again."""
+    if best_value not in attempt.derived:
+        attempt.derived[best_value] = best_value(attempt.curve)
+    known: float | None = attempt.derived[best_value]
+    return known

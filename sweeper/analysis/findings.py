@@ -15,7 +15,7 @@ from typing import Any
 from sweeper.analysis.dataset import StageFacts, StudyFacts
 from sweeper.analysis.noise import replicate_noise
 from sweeper.analysis.wording import count, duration, listed, ratio, significant
-from sweeper.objective import best_value, crossing
+from sweeper.objective import best_value, time_to_target
 from sweeper.racing.reach import reach
 from sweeper.racing.standing import Times
 from sweeper.space import Point
@@ -172,7 +172,7 @@ def _tokens(stage: StageFacts, goal: float, facts: StudyFacts) -> Mapping[Point,
     runs: dict[Point, list[float]] = {}
     labels: dict[Point, str] = {}
     for trial, attempt in stage.measured():
-        found = crossing(attempt.curve, goal, facts.clock)
+        found = time_to_target(attempt, goal, facts.clock)
         if found is not None and found.tokens:
             labels.setdefault(trial.trial.point, trial.trial.label)
             runs.setdefault(trial.trial.point, []).append(found.tokens)

@@ -6,17 +6,14 @@ It must not know how a profile is drawn; it ranks nothing, so that many targets 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sweeper.analysis.dataset import SEARCH_STAGES, StudyFacts
-from sweeper.analysis.ranking import by_point, middle
+from sweeper.analysis.times import SearchTimes
 from sweeper.analysis.verdict import Verdict
-from sweeper.objective import times_to_targets
-from sweeper.trial import AttemptFacts, Clock
 
 TARGETS = 24
 LOOSEST = 0.3
@@ -53,13 +50,10 @@ def profile(facts: StudyFacts, judged: Verdict) -> tuple[AtTarget, ...]:
     goals = _goals(facts, judged)
     if not goals:
         return ()
-    tried = list(by_point(facts.present(SEARCH_STAGES)).values())
-    tried.sort(
-        key=lambda measured: measured[0][0].trial.id
-    )  # of equal times the first one is named
-    seconds = np.array([_seconds([a for _, a in of], goals, facts.clock) for of in tried])
-    firsts = [measured[0][0].trial for measured in tried]
-    place = {trial.point: number for number, trial in enumerate(firsts)}
+    times = SearchTimes(facts)
+    seconds = times.seconds(goals, facts.clock)
+    seconds[seconds <= 0] = np.inf  # nobody was seen on the way there: no time to compare
+    place = {point: number for number, point in enumerate(times.points)}
 
     def at(goal: float, column: np.ndarray) -> AtTarget:
         def of(number: int | None) -> float | None:
@@ -71,14 +65,14 @@ def profile(facts: StudyFacts, judged: Verdict) -> tuple[AtTarget, ...]:
         return AtTarget(
             target=goal,
             reached=reached,
-            configurations=len(column),
+            configurations=len(times),
             fastest_s=of(fastest),
-            fastest=firsts[fastest].label if reached else None,
+            fastest=times.labels[fastest] if reached else None,
             winner_s=of(place.get(judged.winner.point) if judged.winner else None),
             baseline_s=of(place.get(judged.baseline.point) if judged.baseline else None),
         )
 
-    return tuple(map(at, goals, seconds.T))
+    return tuple(map(at, goals, seconds))
 
 
 def _goals(facts: StudyFacts, judged: Verdict) -> list[float]:
@@ -98,10 +92,3 @@ def _goals(facts: StudyFacts, judged: Verdict) -> list[float]:
     step = (loosest - tightest) / (TARGETS - 1)
     goals = {round(tightest + i * step, 6) for i in range(TARGETS)} | {judged.target}
     return sorted(goals, reverse=True)
-
-
-def _seconds(runs: Sequence[AttemptFacts], goals: Sequence[float], clock: Clock) -> list[float]:
-    """One configuration's seconds to every goal; infinite where it did not reach, or took no time."""
-    at_goals = zip(*(times_to_targets(run, goals, clock) for run in runs), strict=True)
-    middles = map(middle, at_goals)
-    return [m.seconds if m.reached and m.seconds > 0 else math.inf for m in middles]

@@ -18,7 +18,7 @@ from sweeper.errors import (
     EXIT_SOME_FAILED,
     EXIT_STOPPED_EARLY,
 )
-from sweeper.objective import TimeToTarget, best_value, final_value, time_to_target
+from sweeper.objective import TimeToTarget, final_value, lowest, time_to_target
 from sweeper.racing.validity import doubts_of
 from sweeper.space import Point, Value
 from sweeper.study import Limits, Study
@@ -148,9 +148,9 @@ def rank(
         for facts, attempt in measured:
             time = time_to_target(attempt, target, clock)
             assert time is not None  # measured trials only
-            trial, lowest = facts.trial, _best_loss(attempt)
+            trial, nearest = facts.trial, _best_loss(attempt)
             last = final_value(attempt)
-            runs.append(Run(trial.id, trial.stage, trial.block, time, lowest, last, attempt))
+            runs.append(Run(trial.id, trial.stage, trial.block, time, nearest, last, attempt))
         rows.append(_row([facts.trial for facts, _ in measured], tuple(runs), by_final=by_final))
     return tuple(sorted(rows, key=_order))
 
@@ -365,11 +365,8 @@ def unspent_s(attempt: AttemptFacts, limits: Limits) -> float:
 
 
 def _best_loss(attempt: AttemptFacts) -> float | None:
-    if best_value not in attempt.derived:  # asked for by every ranking, and a curve is long
-        found = best_value(attempt.curve)
-        attempt.derived[best_value] = attempt.best_loss if found is None else found
-    lowest: float | None = attempt.derived[best_value]
-    return lowest
+    found = lowest(attempt)
+    return attempt.best_loss if found is None else found
 
 
 def _row(trials: Sequence[PlannedTrial], runs: tuple[Run, ...], *, by_final: bool) -> Row:

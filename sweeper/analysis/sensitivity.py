@@ -5,18 +5,35 @@ It must not know how a verdict is worded; it costs nothing, because curves are k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from sweeper.analysis.confirm import confirmation
 from sweeper.analysis.dataset import StageFacts, StudyFacts
-from sweeper.analysis.ranking import Row, best, search_ranking
+from sweeper.analysis.times import SearchTimes
 from sweeper.analysis.wording import ratio, significant
+from sweeper.space import Point
 from sweeper.trial import AttemptFacts, Clock, Evaluation, TrialFacts
 
 TARGET_SHARE = 0.01
 CLOCKS: tuple[Clock, ...] = ("train", "train+eval", "wall")
+
+
+class Placed(NamedTuple):
+    """A configuration with its seconds to the target; infinite where it did not reach."""
+
+    label: str
+    point: Point
+    seconds: float
+
+    @property
+    def reached(self) -> bool:
+        """Whether it has a time."""
+        return self.seconds < math.inf
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,7 @@ class Variant:
 
     name: str
     kind: str
-    winner: Row | None
+    winner: Placed | None
     speedup: float | None
     reached: int
     rows: int
@@ -70,13 +87,14 @@ def sensitivity(facts: StudyFacts, *, target: float) -> tuple[Variant, ...]:
     """
     if facts.study.objective.is_final:
         return ()
-    rows, confirmed = _rows(facts, target)
-    if best(rows) is None:
-        return ()
-    return tuple(
-        _variant(name, kind, changed, goal, rows, confirmed=confirmed)
-        for name, kind, changed, goal in _changes(facts, target)
-    )
+    for placed in (_confirmed, _searched):
+        before = placed(facts, target)
+        if before and before[0].reached:  # then like is compared with like
+            return tuple(
+                _variant(name, kind, changed, placed(changed, goal), before)
+                for name, kind, changed, goal in _changes(facts, target)
+            )
+    return ()
 
 
 def _changes(facts: StudyFacts, target: float) -> Iterator[tuple[str, str, StudyFacts, float]]:
@@ -111,29 +129,29 @@ def _mapped(
     return replace(facts, stages={name: stage(found) for name, found in facts.stages.items()})
 
 
-def _rows(facts: StudyFacts, target: float) -> tuple[Sequence[Row], bool]:
-    """Confirm's rows, leader first, where it has one that reached; else those of stages 1 and 2."""
+def _confirmed(facts: StudyFacts, target: float) -> Sequence[Placed]:
+    """Confirm's configurations, leader first; none where it has not run."""
     found = confirmation(facts, target=target)
-    if found is not None and found.leader.reached:
-        return [found.leader, *(row for row in found.rows if row is not found.leader)], True
-    return search_ranking(facts, target=target), False
+    if found is None:
+        return ()
+    rows = [found.leader, *(row for row in found.rows if row is not found.leader)]
+    return [Placed(r.label, r.point, r.seconds if r.reached else math.inf) for r in rows]
+
+
+def _searched(facts: StudyFacts, target: float) -> Sequence[Placed]:
+    """The configurations of stages 1 and 2, fastest first, then those that did not reach."""
+    times = SearchTimes(facts)
+    (seconds,) = times.seconds((target,), facts.clock)
+    return [
+        Placed(times.labels[place], times.points[place], float(seconds[place]))
+        for place in np.argsort(seconds, kind="stable")
+    ]
 
 
 def _variant(
-    name: str,
-    kind: str,
-    facts: StudyFacts,
-    target: float,
-    before: Sequence[Row],
-    *,
-    confirmed: bool,
+    name: str, kind: str, facts: StudyFacts, rows: Sequence[Placed], before: Sequence[Placed]
 ) -> Variant:
-    if confirmed:  # compare like with like
-        found = confirmation(facts, target=target)
-        rows = [found.leader, *(r for r in found.rows if r is not found.leader)] if found else []
-    else:
-        rows = list(search_ranking(facts, target=target))
-    winner = best(rows)
+    winner = rows[0] if rows and rows[0].reached else None
     baseline = facts.baseline()
     other = next((row for row in rows if row.point == baseline and row.reached), None)
     speedup = None

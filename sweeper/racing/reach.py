@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sweeper.objective import best_value, crossing
+from sweeper.objective import lowest, time_to_target
 from sweeper.racing.standing import Run, Standing
 from sweeper.study import Study
-from sweeper.trial import AttemptFacts, Outcome, Reason, TrialFacts
+from sweeper.trial import AttemptFacts, Clock, Reason, TrialFacts
 
 USED_UP = (Reason.TIMEOUT, Reason.STEPS)
 ANNOUNCE_AFTER = 2
@@ -50,7 +50,7 @@ def reach(standing: Standing) -> Reach:
     used_up = {r.trial.point for r in standing.runs if _used_up(r)}
     if standing.medians:
         return Reach(len(used_up), len(standing.medians), None, None)
-    losses = [(x, r) for r in standing.runs if r.attempt and (x := _lowest(r.attempt)) is not None]
+    losses = [(x, r) for r in standing.runs if r.attempt and (x := lowest(r.attempt)) is not None]
     if not losses:
         return Reach(len(used_up), len(standing.medians), None, None)
     nearest, run = min(losses, key=lambda found: found[0])
@@ -112,7 +112,7 @@ def _crossed(standing: Standing, goal: float) -> int:
         {
             r.trial.point
             for r in standing.runs
-            if r.attempt and r.time and crossing(r.attempt.curve, goal, standing.clock) is not None
+            if r.attempt and r.time and _reached(r.attempt, goal, standing.clock)
         }
     )
 
@@ -120,14 +120,6 @@ def _crossed(standing: Standing, goal: float) -> int:
 def _used_up(run: Run) -> bool:
     reached = run.reached_s is not None
     return not reached and run.attempt is not None and run.attempt.reason in USED_UP
-
-
-def _lowest(attempt: AttemptFacts) -> float | None:
-    """Its lowest loss; kept, because this is asked of every run whenever one has ended."""
-    if "lowest" not in attempt.derived:
-        attempt.derived["lowest"] = best_value(attempt.curve)
-    known: float | None = attempt.derived["lowest"]
-    return known
 
 
 def _ok(evaluation: object) -> bool:
@@ -139,10 +131,11 @@ def effective_target(study: Study, facts: Sequence[TrialFacts], target: float) -
     """The target if anything reached it, else the tightest fallback that anything crossed, else None."""
     attempts_made = [f.counted for f in facts if f.counted is not None]
     for candidate in (target, *study.objective.easier(target)):
-        if any(
-            a.outcome in (Outcome.REACHED, Outcome.CENSORED)
-            and crossing(a.curve, candidate, study.objective.clock) is not None
-            for a in attempts_made
-        ):
+        if any(_reached(a, candidate, study.objective.clock) for a in attempts_made):
             return candidate
     return None
+
+
+def _reached(attempt: AttemptFacts, target: float, clock: Clock) -> bool:
+    time = time_to_target(attempt, target, clock)
+    return time is not None and time.reached
