@@ -5,17 +5,22 @@ It must not know files or databases; standard library only.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Literal, TypeAlias, overload
 
-from sweeper.trial import Evaluation, Phases, SliceName
+from sweeper.trial import Clock, Evaluation, Phases, SliceName
 
 Column: TypeAlias = "array[Any] | float"
 """Numbers, or the one number that they all are."""
+Kind: TypeAlias = Literal["b", "q", "d"]
 
 _SLICES: tuple[SliceName, ...] = ("probe", "confirmation")
+_NAMES = ("step", "tokens", "value", *Phases._fields)
+_DOUBLE: Kind = "d"
+_KINDS: tuple[Kind, ...] = ("q", "q", _DOUBLE, *(_DOUBLE for _ in Phases._fields))
 
 
 class Curve(Sequence[Evaluation]):
@@ -38,6 +43,45 @@ class Curve(Sequence[Evaluation]):
         columns.append(_column("d", (e.value for e in rows)))
         columns += (_column("d", of) for of in zip(*(e.clock for e in rows), strict=True))
         self._columns = tuple(columns)
+
+    @classmethod
+    def of(cls, evaluations: Sequence[Evaluation]) -> Curve:
+        """The same evaluations in this form; nothing is done to those that have it."""
+        return evaluations if isinstance(evaluations, cls) else cls(evaluations)
+
+    @classmethod
+    def unpacked(cls, confirmations: bytes, columns: Sequence[bytes]) -> Curve:
+        """From columns in network byte order.
+
+        Args:
+            confirmations: A byte for each evaluation: 1 where it is one, 0 for a probe.
+            columns: Eight bytes for each: step and tokens (integers), value and all phases (doubles).
+        """
+        numbers = tuple(map(_unpacked, _KINDS, columns))
+        return cls._made(len(confirmations), _unpacked("b", confirmations), numbers)
+
+    @classmethod
+    def _made(cls, length: int, slices: Column, columns: tuple[Column, ...]) -> Curve:
+        curve = cls(())
+        curve._length, curve._slices, curve._columns = length, slices, columns
+        return curve
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One field of every evaluation, or one phase's seconds."""
+        if not self._length:
+            return ()
+        if name == "slice":
+            kinds = self._slices
+            if isinstance(kinds, array):
+                return [_SLICES[kind] for kind in kinds]
+            return [_SLICES[int(kinds)]] * self._length
+        found = self._columns[_NAMES.index(name)]
+        return found if isinstance(found, array) else [found] * self._length
+
+    def take(self, places: Sequence[int]) -> Curve:
+        """The evaluations at these places."""
+        columns = tuple(_taken(column, places) for column in self._columns)
+        return self._made(len(places), _taken(self._slices, places), columns)
 
     def __len__(self) -> int:
         return self._length
@@ -84,7 +128,36 @@ class Curve(Sequence[Evaluation]):
         return column if isinstance(column, array) else repeat(column, self._length)
 
 
-def _column(kind: Literal["b", "q", "d"], values: Iterable[float]) -> Column:
+def column(curve: Sequence[Evaluation], name: str) -> Sequence[Any]:
+    """One field of every evaluation (`step`, `tokens`, `value`, `slice`), in their order."""
+    return curve.column(name) if isinstance(curve, Curve) else [getattr(e, name) for e in curve]
+
+
+def seconds(curve: Sequence[Evaluation], clock: Clock) -> Sequence[float]:
+    """Seconds of every evaluation on a clock, in their order."""
+    if not isinstance(curve, Curve):
+        return [e.clock.seconds(clock) for e in curve]
+    if clock == "train":
+        return curve.column("train")
+    phases = ("train", "eval") if clock == "train+eval" else Phases._fields
+    return list(map(sum, zip(*map(curve.column, phases), strict=True)))
+
+
+def _unpacked(kind: Kind, packed: bytes) -> Column:
+    found = array(kind, packed)
+    if sys.byteorder == "little":
+        found.byteswap()
+    one = packed[: found.itemsize]
+    return found[0] if found and packed == one * len(found) else found
+
+
+def _taken(column: Column, places: Sequence[int]) -> Column:
+    if isinstance(column, array):
+        return array(column.typecode, [column[place] for place in places])
+    return column
+
+
+def _column(kind: Kind, values: Iterable[float]) -> Column:
     found = list(values)  # from a list, an array takes no room for more
     if found and found.count(found[0]) == len(found):
         return found[0]

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from sweeper.curve import column, seconds
 from sweeper.trial import AttemptFacts, Clock, Evaluation, Outcome, Reason
 
 
@@ -41,7 +42,8 @@ def crossing(curve: Sequence[Evaluation], target: float, clock: Clock) -> TimeTo
     first that did; if the former was already at or below the target (confirmation refused it), the
     time is the latter's. A NaN after a crossing does not undo it.
     """
-    return Descent(curve).crossing(target, clock)
+    (found,) = Descent(curve).crossings((target,), clock)
+    return found
 
 
 class Descent:
@@ -58,52 +60,56 @@ class Descent:
         self._depths = array("d")  # minus the level that the target has to be at, and so ascending
         self._places = array("I")
         self._confirmed = array("b")
-        confirmations = {e.step: e.value for e in curve if e.slice == "confirmation"}
+        values, slices, steps = (column(curve, name) for name in ("value", "slice", "step"))
+        read = zip(steps, values, slices, strict=True)
+        confirmations = {step: value for step, value, kind in read if kind == "confirmation"}
         lowest = math.inf
-        for place, probe in enumerate(curve):  # reports read millions of them
-            level = probe.value
-            if not -math.inf < level < lowest or probe.slice != "probe":
+        for place, value in enumerate(values):  # reports read millions of them
+            if not -math.inf < value < lowest or slices[place] != "probe":
                 continue
-            confirmation = confirmations.get(probe.step)
-            if confirmation is not None:
-                if not confirmation < lowest:
-                    continue
-                level = max(level, confirmation)
-            lowest = level
-            self._depths.append(-level)
+            confirmation = confirmations.get(steps[place])
+            if confirmation is None:
+                lowest = value
+            elif confirmation < lowest:
+                lowest = max(value, confirmation)
+            else:
+                continue
+            self._depths.append(-lowest)
             self._places.append(place)
             self._confirmed.append(confirmation is not None)
 
-    def crossing(self, target: float, clock: Clock) -> TimeToTarget | None:
-        """See `crossing`."""
-        found = bisect_left(self._depths, -target)
-        if found == len(self._depths):
-            return None
-        probe = self._curve[self._places[found]]
-        before = self._before(self._places[found])
-        upper = probe.clock.seconds(clock)
-        lower = before.clock.seconds(clock) if before else upper
-        share = 1.0
-        if before is not None and before.value > target:
-            share = (before.value - target) / (before.value - probe.value)
-        start = before or probe
-        return TimeToTarget(
-            reached=True,
-            seconds=lower + share * (upper - lower),
-            steps=start.step + share * (probe.step - start.step) if probe.step else None,
-            tokens=start.tokens + share * (probe.tokens - start.tokens),
-            lower_s=lower,
-            upper_s=upper,
-            confirmed=bool(self._confirmed[found]),
-        )
-
-    def _before(self, place: int) -> Evaluation | None:
-        """The last probe with a finite value ahead of a place."""
-        for earlier in range(place - 1, -1, -1):
-            probe = self._curve[earlier]
-            if probe.slice == "probe" and math.isfinite(probe.value):
-                return probe
-        return None
+    def crossings(self, targets: Iterable[float], clock: Clock) -> list[TimeToTarget | None]:
+        """See `crossing`: one for each target."""
+        names = ("value", "slice", "step", "tokens")
+        values, slices, steps, tokens = (column(self._curve, name) for name in names)
+        stamps = seconds(self._curve, clock)
+        found: list[TimeToTarget | None] = []
+        for target in targets:
+            level = bisect_left(self._depths, -target)
+            if level == len(self._depths):
+                found.append(None)
+                continue
+            at = start = self._places[level]
+            for before in range(at - 1, -1, -1):
+                if slices[before] == "probe" and math.isfinite(values[before]):
+                    start = before
+                    break
+            share = 1.0
+            if values[start] > target:
+                share = (values[start] - target) / (values[start] - values[at])
+            lower, upper = stamps[start], stamps[at]
+            found.append(
+                TimeToTarget(
+                    True,
+                    lower + share * (upper - lower),
+                    steps[start] + share * (steps[at] - steps[start]) if steps[at] else None,
+                    tokens[start] + share * (tokens[at] - tokens[start]),
+                    lower,
+                    upper,
+                    bool(self._confirmed[level]),
+                )
+            )
+        return found
 
 
 def near_misses(curve: Sequence[Evaluation], target: float) -> tuple[tuple[Evaluation, float], ...]:
@@ -142,7 +148,7 @@ def times_to_targets(
     descent: Descent = attempt.derived[Descent]
     stopped_s = attempt.phases.seconds(clock)
     never = TimeToTarget(reached=False, seconds=stopped_s, lower_s=stopped_s, upper_s=math.inf)
-    return [descent.crossing(target, clock) or never for target in targets]
+    return [time or never for time in descent.crossings(targets, clock)]
 
 
 _CUT_OFF = (Reason.DIVERGED, Reason.TIMEOUT, Reason.CAP, Reason.FORECAST, Reason.BUDGET)
@@ -163,14 +169,15 @@ def _final_value(attempt: AttemptFacts) -> float | None:
     measured = attempt.outcome in (Outcome.REACHED, Outcome.CENSORED)
     if not measured or attempt.reason in _CUT_OFF:
         return None
-    last = {e.slice: e.value for e in attempt.curve if math.isfinite(e.value)}
+    read = zip(column(attempt.curve, "slice"), column(attempt.curve, "value"), strict=True)
+    last = {kind: value for kind, value in read if math.isfinite(value)}
     return last.get("confirmation", last.get("probe"))
 
 
 def best_value(curve: Sequence[Evaluation]) -> float | None:
     """Lowest finite probe value, or None when there is none."""
-    finite = [e.value for e in curve if e.slice == "probe" and math.isfinite(e.value)]
-    return min(finite, default=None)
+    read = zip(column(curve, "slice"), column(curve, "value"), strict=True)
+    return min((x for kind, x in read if kind == "probe" and math.isfinite(x)), default=None)
 
 
 def lowest(attempt: AttemptFacts) -> float | None:

@@ -144,7 +144,7 @@ class Records:
         """The same facts in little memory: they are kept until the stage ends, thousands of them."""
         # nearly every attempt has the same fingerprint, read anew from its own file
         shared = self._fingerprints.setdefault(repr(facts.fingerprint), facts.fingerprint)
-        return replace(facts, curve=Curve(facts.curve), fingerprint=shared)
+        return replace(facts, curve=Curve.of(facts.curve), fingerprint=shared)
 
     def add(self, trial: PlannedTrial, facts: AttemptFacts) -> TrialFacts:
         """Know of an ended attempt; all that is known of its trial."""

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "trial": {"space"},
     "curve": {"trial"},
     "events": {"trial"},
-    "objective": {"trial"},
+    "objective": {"curve", "trial"},
     "noise": set(),
     "spec": {"trial"},
     "study": {"space", "trial"},

@@ -16,6 +16,7 @@ from sweeper.analysis.confirm import confirmation
 from sweeper.analysis.dataset import StageFacts, StudyFacts
 from sweeper.analysis.times import SearchTimes
 from sweeper.analysis.wording import ratio, significant
+from sweeper.curve import Curve, column
 from sweeper.space import Point
 from sweeper.trial import AttemptFacts, Clock, Evaluation, TrialFacts
 
@@ -109,15 +110,15 @@ def _changes(facts: StudyFacts, target: float) -> Iterator[tuple[str, str, Study
     yield "every second evaluation", "cadence", _mapped(facts, every_second), target
 
 
-def every_second(curve: Sequence[Evaluation]) -> tuple[Evaluation, ...]:
+def every_second(curve: Sequence[Evaluation]) -> Curve:
     """The curve as half the evaluations would have shown it; its last one is always among them."""
-    probes = [place for place, e in enumerate(curve) if e.slice == "probe"]
+    probes = [place for place, kind in enumerate(column(curve, "slice")) if kind == "probe"]
     left_out = set(probes[1:-1:2])
-    return tuple(e for place, e in enumerate(curve) if place not in left_out)
+    return Curve.of(curve).take([n for n in range(len(curve)) if n not in left_out])
 
 
 def _mapped(
-    facts: StudyFacts, change: Callable[[Sequence[Evaluation]], tuple[Evaluation, ...]]
+    facts: StudyFacts, change: Callable[[Sequence[Evaluation]], Sequence[Evaluation]]
 ) -> StudyFacts:
     def attempt(found: AttemptFacts) -> AttemptFacts:
         return replace(found, curve=change(found.curve))

@@ -13,8 +13,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, NamedTuple
 
+from sweeper.curve import column, seconds
 from sweeper.study import Validity
 from sweeper.trial import AttemptFacts, Outcome, Reason, TrialFacts
 
@@ -376,12 +378,13 @@ def _pace_and_change(attempt: AttemptFacts) -> tuple[float | None, float]:
 
 
 def _rates(attempt: AttemptFacts) -> list[float]:
-    probes = [e for e in attempt.curve if e.slice == "probe"]
-    counted = any(e.tokens for e in probes)
-    work = [float(e.tokens if counted else e.step) for e in probes]
+    curve, probes = attempt.curve, [kind == "probe" for kind in column(attempt.curve, "slice")]
+    train = list(compress(seconds(curve, "train"), probes))
+    tokens = list(compress(column(curve, "tokens"), probes))
+    work = list(map(float, tokens if any(tokens) else compress(column(curve, "step"), probes)))
     return [
-        (after.clock.train - before.clock.train) / (w1 - w0)
-        for before, after, w0, w1 in zip(probes, probes[1:], work, work[1:], strict=False)
+        (after - before) / (w1 - w0)
+        for before, after, w0, w1 in zip(train, train[1:], work, work[1:], strict=False)
         if w1 > w0
     ]
 

@@ -20,6 +20,7 @@ from sweeper.analysis.savings import rules
 from sweeper.analysis.steps import step_table
 from sweeper.analysis.verdict import Verdict, verdict
 from sweeper.configuration import frozen_values
+from sweeper.curve import column, seconds
 from sweeper.objective import final_value, time_to_target
 from sweeper.report import answers, attempts
 from sweeper.space import Value
@@ -284,10 +285,12 @@ def _curves(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
 def _points(facts: StudyFacts, trial: TrialFacts) -> list[list[float | int]]:
     attempt = trial.counted
     assert attempt is not None  # measured() yields only such
-    clock = facts.clock
+    curve = attempt.curve
+    names = ("step", "tokens", "value", "slice")  # reports write millions of them
+    read = zip(seconds(curve, facts.clock), *(column(curve, n) for n in names), strict=True)
     return [
-        [round(seconds.seconds(clock), 4), step, tokens, round(value, 6)]
-        for step, tokens, seconds, value, kind in attempt.curve  # reports write millions of them
+        [round(at, 4), step, tokens, round(value, 6)]
+        for at, step, tokens, value, kind in read
         if kind == "probe" and math.isfinite(value)
     ]
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, case, exists, func, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from sweeper.curve import Curve
 from sweeper.errors import StudyBusy
 from sweeper.storage import rows
 from sweeper.storage.base import STAGES, Lease, StageRecord, no_counts
@@ -28,7 +29,6 @@ from sweeper.storage.schema import (
 from sweeper.trial import (
     AttemptFacts,
     Brief,
-    Evaluation,
     Outcome,
     Phases,
     PlannedTrial,
@@ -210,16 +210,16 @@ def read_facts(
         .order_by(attempts.c.attempt)
     )
     ended = connection.execute(query).all()
-    measured: dict[int, tuple[Evaluation, ...]] = {}
+    measured: dict[int, Curve] = {}
     if curves:
-        packed = connection.execute(
-            select(evaluations.c.attempt_key, rows.CURVE_COLUMN)
+        grouped: Select[Any] = (
+            select(evaluations.c.attempt_key, *rows.CURVE_COLUMNS)
             .select_from(STUDY_ATTEMPTS.join(evaluations))
             .where(*chosen)
-            .group_by(evaluations.c.attempt_key),
-            execution_options={"yield_per": 100},
+            .group_by(evaluations.c.attempt_key)
         )
-        measured = {key: rows.curve_value(curve) for key, curve in packed}
+        packed = connection.execute(grouped, execution_options={"yield_per": 100})
+        measured = {key: rows.curve_value(*columns) for key, *columns in packed}
     of_trial: dict[int, list[AttemptFacts]] = defaultdict(list)
     for row in ended:
         facts = rows.attempt_value(row, measured.get(row.attempt_key, ()), row.fingerprint or {})

@@ -5,18 +5,16 @@ It must not know how rows are read or written.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import repeat
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, LargeBinary, Row, func, literal
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
+from sweeper.curve import Curve
 from sweeper.space import Point
 from sweeper.storage.base import StageRecord, storable
 from sweeper.storage.schema import PHASES, attempts, evaluations, trials
@@ -28,7 +26,6 @@ from sweeper.trial import (
     Phases,
     PlannedTrial,
     Reason,
-    SliceName,
     StagePlan,
 )
 
@@ -58,20 +55,21 @@ ATTEMPT_COLUMNS: Final = (
 BRIEF_COLUMNS: Final = tuple(
     attempts.c[n] for n in ("outcome", "wall_s", "best_loss", *_PHASE_COLUMNS)
 )
-_SLICES: Final[tuple[SliceName, ...]] = ("probe", "confirmation")
-_PLACE: Final = struct.Struct(f">?qqd{len(PHASES)}d")
-_PACKED: Final[tuple[ColumnElement[Any], ...]] = (
-    func.boolsend(evaluations.c.slice == _SLICES[True]),
-    *(func.int8send(evaluations.c[n]) for n in ("step", "tokens")),
-    *(func.float8send(evaluations.c[n]) for n in ("value", *_PHASE_COLUMNS)),
+
+
+def _packed(values: ColumnElement[Any]) -> ColumnElement[bytes]:
+    """One column of a group's evaluations as one value, in their order."""
+    in_order = aggregate_order_by(literal(b"", LargeBinary), evaluations.c.position)
+    return func.string_agg(values, in_order, type_=LargeBinary)
+
+
+# A study has a million evaluations: as rows of text, value by value, they take many times as long.
+CURVE_COLUMNS: Final = (
+    _packed(func.boolsend(evaluations.c.slice == "confirmation")),
+    *(_packed(func.int8send(evaluations.c[n])) for n in ("step", "tokens")),
+    *(_packed(func.float8send(evaluations.c[n])) for n in ("value", *_PHASE_COLUMNS)),
 )
-# A study has a million evaluations: as rows of text, value by value, they take three times as long.
-CURVE_COLUMN: Final = func.string_agg(
-    functools.reduce(lambda before, value: before.op("||")(value), _PACKED),
-    aggregate_order_by(literal(b"", LargeBinary), evaluations.c.position),
-    type_=LargeBinary,
-).label("curve")
-"""All evaluations of a group in one value, for `curve_value`."""
+"""All evaluations of a group, for `curve_value`."""
 
 
 def plan_document(plan: StagePlan) -> dict[str, Any]:
@@ -173,7 +171,7 @@ def attempt_value(
         outcome=Outcome(row.outcome),
         reason=Reason(row.reason),
         message=row.message,
-        curve=tuple(curve),
+        curve=curve,
         phases=Phases(*(found[name] for name in _PHASE_COLUMNS)),
         device=row.device,
         fingerprint=fingerprint,
@@ -196,14 +194,9 @@ def evaluation_row(attempt_key: int, position: int, evaluation: Evaluation) -> d
     }
 
 
-def curve_value(packed: bytes) -> tuple[Evaluation, ...]:
-    """A curve from CURVE_COLUMN."""
-    kinds, steps, tokens, values, *phases = zip(*_PLACE.iter_unpack(packed), strict=True)
-    # what a named tuple's own constructor does, without a call of Python for each
-    clocks = map(tuple.__new__, repeat(Phases), zip(*phases, strict=True))
-    slices = map(_SLICES.__getitem__, kinds)
-    rows = zip(steps, tokens, clocks, values, slices, strict=True)
-    return tuple(map(tuple.__new__, repeat(Evaluation), rows))
+def curve_value(confirmations: bytes, *columns: bytes) -> Curve:
+    """A curve from CURVE_COLUMNS."""
+    return Curve.unpacked(bytes(confirmations), tuple(map(bytes, columns)))
 
 
 def fingerprint_key(document: Mapping[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 import math
 import pickle
+import struct
 import sys
 from array import array
 
 import pytest
 
-from sweeper.curve import Curve
+from sweeper.curve import Curve, column, seconds
 from sweeper.trial import Evaluation, Phases
 
 
@@ -41,6 +42,36 @@ def test_it_is_the_tuple_that_it_was_made_of(number):
     assert curve != Curve([*rows, *evaluations(1)])
     with pytest.raises(IndexError):
         curve[number]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 100])
+def test_its_columns_are_those_of_the_evaluations(number):
+    rows = evaluations(number)
+    curve = Curve(rows)
+    assert Curve.of(curve) is curve
+    assert Curve.of(rows) == rows
+    for name in ("step", "tokens", "value", "slice"):
+        assert list(column(curve, name)) == list(column(rows, name))
+    for clock in ("train", "train+eval", "wall"):
+        assert list(seconds(curve, clock)) == list(seconds(rows, clock))
+    assert curve.take(range(0, number, 3)) == rows[::3]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 100])
+def test_it_comes_from_columns_in_network_byte_order(number):
+    rows = evaluations(number)
+    confirmations = bytes(e.slice == "confirmation" for e in rows)
+    numbers = [(e.step, e.tokens, e.value, *e.clock) for e in rows]
+    kinds = "qqd" + 7 * "d"
+    columns = [
+        b"".join(struct.pack(f">{kind}", row[place]) for row in numbers)
+        for place, kind in enumerate(kinds)
+    ]
+    curve = Curve.unpacked(confirmations, columns)
+    assert curve == rows
+    assert [type(value) for row in curve for value in row] == [
+        type(value) for row in rows for value in row
+    ]
 
 
 def test_kinds_of_numbers_stay():

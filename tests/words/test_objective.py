@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sweeper.curve import Curve
 from sweeper.objective import Descent, best_value, crossing, near_misses, time_to_target
 from sweeper.trial import AttemptFacts, Evaluation, Outcome, Phases, Reason
 
@@ -127,12 +128,15 @@ values = st.one_of(st.floats(0.5, 4.0), st.sampled_from([1.0, 2.0, math.nan, mat
 def test_one_look_at_a_curve_answers_for_every_target(points, targets):
     kinds = {False: "probe", True: "confirmation"}
     curve = [
-        probe(step, value, train=place, slice=kinds[large])
+        probe(step, value, train=place, eval=0.1 * step, slice=kinds[large])
         for place, (step, value, large) in enumerate(points)
     ]
     descent = Descent(curve)
-    for target in targets:
-        found = descent.crossing(target, "train")
+    compact = Descent(Curve(curve))
+    clocks = ("train", "train+eval", "wall")
+    for clock in clocks:
+        assert compact.crossings(targets, clock) == descent.crossings(targets, clock)
+    for target, found in zip(targets, descent.crossings(targets, "train"), strict=True):
         assert found == crossing(curve, target, "train")
         seen = found and (found.seconds, found.lower_s, found.upper_s, found.confirmed)
         assert seen == read_literally(curve, target)
