@@ -61,8 +61,10 @@ class Descent:
         self._places = array("I")
         self._confirmed = array("b")
         values, slices, steps = (column(curve, name) for name in ("value", "slice", "step"))
-        read = zip(steps, values, slices, strict=True)
-        confirmations = {step: value for step, value, kind in read if kind == "confirmation"}
+        confirmations = {}
+        if "confirmation" in slices:  # most curves have none
+            read = zip(steps, values, slices, strict=True)
+            confirmations = {step: value for step, value, kind in read if kind == "confirmation"}
         lowest = math.inf
         for place, value in enumerate(values):  # reports read millions of them
             if not -math.inf < value < lowest or slices[place] != "probe":
