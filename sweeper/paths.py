@@ -46,7 +46,9 @@ def write_json(path: Path, value: Any, *, lasting: bool = True) -> None:
 
     It is plain ASCII, so that a path that is no valid Unicode survives too.
     """
-    write_whole(path, json.dumps(value, allow_nan=False) + "\n", lasting=lasting)
+    # a document is a tree: looking for circles in a large one costs seconds
+    text = json.dumps(value, allow_nan=False, check_circular=False)
+    write_whole(path, text + "\n", lasting=lasting)
 
 
 def make_private(path: Path) -> Path:
