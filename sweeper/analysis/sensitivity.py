@@ -88,7 +88,7 @@ def sensitivity(facts: StudyFacts, *, target: float) -> tuple[Variant, ...]:
     """
     if facts.study.objective.is_final:
         return ()
-    for placed in (_confirmed, _searched):
+    for placed in (_confirmed, _Searched(facts)):
         before = placed(facts, target)
         if before and before[0].reached:  # then like is compared with like
             return tuple(
@@ -139,14 +139,22 @@ def _confirmed(facts: StudyFacts, target: float) -> Sequence[Placed]:
     return [Placed(r.label, r.point, r.seconds if r.reached else math.inf) for r in rows]
 
 
-def _searched(facts: StudyFacts, target: float) -> Sequence[Placed]:
-    """The configurations of stages 1 and 2, fastest first, then those that did not reach."""
-    times = SearchTimes(facts)
-    (seconds,) = times.seconds((target,), facts.clock)
-    return [
-        Placed(times.labels[place], times.points[place], float(seconds[place]))
-        for place in np.argsort(seconds, kind="stable")
-    ]
+class _Searched:
+    """The configurations of stages 1 and 2, fastest first, then those that did not reach.
+
+    Changes of target or clock leave the runs as they are: they are looked up once.
+    """
+
+    def __init__(self, facts: StudyFacts) -> None:
+        self._stages, self._times = facts.stages, SearchTimes(facts)
+
+    def __call__(self, facts: StudyFacts, target: float) -> Sequence[Placed]:
+        times = self._times if facts.stages is self._stages else SearchTimes(facts)
+        (seconds,) = times.seconds((target,), facts.clock)
+        return [
+            Placed(times.labels[place], times.points[place], float(seconds[place]))
+            for place in np.argsort(seconds, kind="stable")
+        ]
 
 
 def _variant(

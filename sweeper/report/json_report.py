@@ -10,14 +10,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tomli_w
 
 from sweeper import claims
 from sweeper.analysis.claims import claims_table
 from sweeper.analysis.dataset import STAGES, StageFacts, StudyFacts
-from sweeper.analysis.ranking import Row, search_ranking, stage_summary
+from sweeper.analysis.ranking import Row, stage_summary
 from sweeper.analysis.savings import rules
 from sweeper.analysis.steps import step_table
+from sweeper.analysis.times import SearchTimes
 from sweeper.analysis.verdict import Verdict, verdict
 from sweeper.configuration import frozen_values
 from sweeper.curve import column, seconds
@@ -196,17 +198,19 @@ def _ranked(row: Row, place: int) -> dict[str, Any]:
 def _targets(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
     """Who is fastest, and how many reach, at the judged, declared and fallback targets."""
     objective = facts.study.objective
+    goals = sorted({judged.target, objective.target, *objective.fallback})
+    times = SearchTimes(facts)
     found = []
-    for goal in sorted({judged.target, objective.target, *objective.fallback}):
-        rows = search_ranking(facts, target=goal)
-        first = rows[0] if rows and rows[0].reached else None
+    for goal, took in zip(goals, times.seconds(goals, facts.clock), strict=True):
+        reached = int(np.isfinite(took).sum())
+        first = int(took.argmin()) if reached else None
         found.append(
             {
                 "target": goal,
-                "reached": sum(row.reached for row in rows),
-                "configurations": len(rows),
-                "fastest": first.label if first else None,
-                "time_to_target_s": first.seconds if first else None,
+                "reached": reached,
+                "configurations": len(times),
+                "fastest": None if first is None else times.labels[first],
+                "time_to_target_s": None if first is None else float(took[first]),
             }
         )
     return found
