@@ -186,12 +186,17 @@ def wait_for(condition, within_s=60):
         time.sleep(0.02)
 
 
-def test_the_next_runner_is_there_before_it_is_asked_for(tmp_path, executor):
+def parent_and_waiting(tmp_path, executor):
+    """After one warm attempt: the ids of the warm parent and of the runner that it has ready."""
     executor.warm_up("trivial_trainer", FAKES)
     assert run(executor, spec(tmp_path, "a", "--virtual-clock", "--reach-at", "5")).warm
     parent = executor._warm["cpu0"]._process.pid
     wait_for(lambda: len(children(parent)) == 1)
-    (waiting,) = children(parent)
+    return parent, *children(parent)
+
+
+def test_the_next_runner_is_there_before_it_is_asked_for(tmp_path, executor):
+    _, waiting = parent_and_waiting(tmp_path, executor)
     paths = spec(tmp_path, "b", "--virtual-clock", "--reach-at", "5")
     executor.submit(paths.spec, SLOT)
     assert finish(executor, paths).warm
@@ -199,11 +204,7 @@ def test_the_next_runner_is_there_before_it_is_asked_for(tmp_path, executor):
 
 
 def test_a_waiting_runner_that_was_killed_is_replaced(tmp_path, executor):
-    executor.warm_up("trivial_trainer", FAKES)
-    assert run(executor, spec(tmp_path, "a", "--virtual-clock", "--reach-at", "5")).warm
-    parent = executor._warm["cpu0"]._process.pid
-    wait_for(lambda: len(children(parent)) == 1)
-    (waiting,) = children(parent)
+    _, waiting = parent_and_waiting(tmp_path, executor)
     os.kill(waiting, signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{waiting}").exists())
     assert run(executor, spec(tmp_path, "b", "--virtual-clock", "--reach-at", "5")).warm
@@ -212,11 +213,7 @@ def test_a_waiting_runner_that_was_killed_is_replaced(tmp_path, executor):
 
 @pytest.mark.parametrize("how", ["closed", "killed"])
 def test_neither_warm_parent_nor_waiting_runner_is_left(tmp_path, executor, how):
-    executor.warm_up("trivial_trainer", FAKES)
-    pid = executor._warm["cpu0"]._process.pid
-    run(executor, spec(tmp_path, "a", "--virtual-clock", "--reach-at", "5"))
-    wait_for(lambda: len(children(pid)) == 1)
-    (waiting,) = children(pid)
+    pid, waiting = parent_and_waiting(tmp_path, executor)
     if how == "killed":
         os.kill(pid, signal.SIGKILL)
     executor.close()
