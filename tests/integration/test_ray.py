@@ -162,6 +162,15 @@ class Blocks:
         return processes.marked(*(known["token"] for known in self.trials))
 
 
+@pytest.fixture
+def not_nohup():
+    """Commands hear SIGHUP, also where the tests themselves were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("not_nohup")
 def test_a_signal_to_the_command_for_every_kind(sweep, monkeypatch, wait_until, alive, tmp_path):
     """It goes to each block once; nobody leaves before the blocks have, and nobody stays behind."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
