@@ -7,14 +7,17 @@ Nothing in the program itself can be switched off like this.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sweeper import cli
+from sweeper.errors import StudyBusy
 from sweeper.runner.attempt import Attempt
 from sweeper.spec import AttemptSpec
 from sweeper.storage.base import Lease
@@ -70,8 +73,11 @@ def without_lease() -> None:
             return None
 
         def acquire(self, study: str, holder: str, *, ttl_s: float) -> Lease:
-            if current := super().held(study):
-                super().release(current)
+            for _ in range(20):  # the other may get it again in between
+                with contextlib.suppress(StudyBusy):
+                    if current := super().held(study):
+                        super().release(current)
+                    return super().acquire(study, holder, ttl_s=ttl_s)
             return super().acquire(study, holder, ttl_s=ttl_s)
 
         def renew(self, lease: Lease, *, ttl_s: float) -> None:
@@ -81,12 +87,21 @@ def without_lease() -> None:
             pass
 
         def begin(self, study: str, trial: Any, attempt: int, *, lease: Lease, **more: Any) -> None:
-            super().begin(study, trial, attempt, lease=super().held(study) or lease, **more)
+            begin = super().begin
+            self._let_in(study, lease, lambda h: begin(study, trial, attempt, lease=h, **more))
 
         def record(
             self, study: str, trial_id: str, facts: Any, *, lease: Lease | None = None
         ) -> bool:
-            return super().record(study, trial_id, facts, lease=super().held(study) or lease)
+            record = super().record
+            return self._let_in(study, lease, lambda h: record(study, trial_id, facts, lease=h))
+
+        def _let_in(self, study: str, lease: Lease | None, write: Callable[[Any], Any]) -> Any:
+            """Under the lease of whoever has it; again where that changes hands meanwhile."""
+            for _ in range(20):
+                with contextlib.suppress(StudyBusy):
+                    return write(super().held(study) or lease)
+            return write(super().held(study) or lease)
 
     sql.SqlStore = Unfenced
     stages.StageRun = ruthless(stages.StageRun)
