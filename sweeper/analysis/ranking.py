@@ -184,9 +184,6 @@ def middle(times: Sequence[TimeToTarget]) -> Middle:
     Args:
         times: Each run's time, at least one.
     """
-    if len(times) == 1:  # most configurations have one run, and reports ask at many targets
-        (only,) = times
-        return Middle(only.reached, only.seconds, (only, only))
     ordered = sorted(times, key=_reached_first)
     low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
     if high.reached:
