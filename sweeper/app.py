@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sweeper import catalog
 from sweeper.errors import DatabaseUnusable, DeviceUnusable, PlanError, StudyError
@@ -28,9 +28,11 @@ if TYPE_CHECKING:  # what a command does not need is not imported: help and stat
     from sweeper.executors.base import Executor
     from sweeper.progress import Progress
     from sweeper.search.base import Search
-    from sweeper.storage.base import Lease, Store
+    from sweeper.storage.base import Lease, Readable, Store
     from sweeper.storage.embedded import Server
     from sweeper.sweep import Stop
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,25 @@ class App:
             self._store = open_store(url, create=create or not self.settings.database)
             self._closing.callback(self._store.close)
         return self._store
+
+    def read(self, work: Callable[[Readable], T]) -> T:
+        """What `work` makes of the facts, for a command that only reads and soon ends.
+
+        Where all is as usual they are read without the store, whose imports take longer than a small
+        study's facts; else `work` begins anew with the store, which says what is wrong.
+
+        Raises:
+            DatabaseUnusable: as `store`.
+        """
+        from sweeper.storage import light  # noqa: PLC0415
+
+        if self._store is None:
+            try:
+                with light.reading(self.settings.database or self.database_url()) as facts:
+                    return work(facts)
+            except light.Unusual:
+                pass
+        return work(self.store())
 
     def has_database(self) -> bool:
         """Whether there is anything to read: a URL, or an embedded database made before."""

@@ -75,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_folders": WORDS | {"attempts", "plan_document", "storage.base"},
     "oom": {"configuration", "space", "study", "trial"},
     "gate": {"racing", "study", "trial"},
+    "waiting": {"racing", "trial"},
     "places": {"errors", "executors.base"},
     "checkpoints": {"attempts", "events", "objective", "paths", "study", "trial"},
     "starts": WORDS | {"attempts", "checkpoints", "racing", "storage.base"},
@@ -99,6 +100,7 @@ ALLOWED: dict[str, set[str]] = {
         "racing",
         "starts",
         "tries",
+        "waiting",
     }
     | {"stages", "steering"},
     "replay": WORDS

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sweeper.app import App
 from sweeper.commands.verdicts import judged_trials, validity_document
 from sweeper.errors import EXIT_DONE
 from sweeper.objective import final_value, time_to_target
-from sweeper.storage.base import Store
+from sweeper.storage.base import Readable, RunningAttempt
 from sweeper.study import Study
 from sweeper.trial import UNRANKED, Brief, Outcome, TrialFacts
 
@@ -32,8 +33,9 @@ def status(args: argparse.Namespace) -> int:
             from sweeper.commands.watch import Watch  # noqa: PLC0415
 
             Watch(study, app.store(), app.progress(study)).until_over()
-        document = status_document(study, app.store() if app.has_database() else None)
-        document["findings"] = _findings(app, study) if _is_running(document) else []
+        look = partial(_look, study)
+        document, running = app.read(look) if app.has_database() else look(None)
+        document["findings"] = _findings(study, running) if running else []
         app.out(document)
         if not args.json:
             from sweeper.report import console  # noqa: PLC0415
@@ -46,23 +48,27 @@ def status(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _is_running(document: dict[str, Any]) -> bool:
-    return any(stage["running"] for stage in document["stages"])
+def _look(study: Study, store: Readable | None) -> tuple[dict[str, Any], Sequence[RunningAttempt]]:
+    """The document, and the attempts that run now."""
+    document = status_document(study, store)
+    if store is None or not any(stage["running"] for stage in document["stages"]):
+        return document, []
+    return document, store.running(study.name)
 
 
-def _findings(app: App, study: Study) -> list[dict[str, Any]]:
+def _findings(study: Study, running: Sequence[RunningAttempt]) -> list[dict[str, Any]]:
     """What the doctor finds in the trials that run now."""
     from sweeper.doctor.rounds import Rounds, rules_of  # noqa: PLC0415
 
     rounds = Rounds(rules_of(study.folder))
     return [
         {"trial": attempt.trial_id, **finding.as_dict()}
-        for attempt in app.store().running(study.name)
+        for attempt in running
         for finding in rounds.look(attempt.trial_id, Path(attempt.folder))
     ]
 
 
-def status_document(study: Study, store: Store | None) -> dict[str, Any]:
+def status_document(study: Study, store: Readable | None) -> dict[str, Any]:
     """The document of `status --json`."""
     empty: dict[str, Any] = {
         "study": study.name, "stages": [], "incumbent": None, "eta_s": None, "validity": None,

@@ -62,17 +62,73 @@ class Lease:
     holder: str
 
 
-class Store(Protocol):
-    """Facts in, facts out.
+class Readable(Protocol):
+    """The half of a store that only reads.
 
     Methods raise DatabaseUnusable when the database cannot be used, DatabaseGone (one of them)
-    where waiting may help. Text that no database can hold (NUL, lone surrogates, both possible in
-    a trainer's output) comes back with U+FFFD in those places; all else comes back equal.
+    where waiting may help.
     """
 
     def studies(self) -> Sequence[str]:
         """Names of all studies with a stage, oldest first."""
         ...
+
+    def stage(self, study: str, stage: StageName) -> StageRecord | None:
+        """The frozen stage, or None."""
+        ...
+
+    def stages(self, study: str, *, trials: bool = True) -> Sequence[StageRecord]:
+        """All stages of a study in the order of STAGES.
+
+        Without `trials` their plans have none: `counts` says how many there are.
+        """
+        ...
+
+    def samples(self, study: str, trial_id: str, attempt: int) -> Sequence[DeviceSample]:
+        """What was kept of an attempt's device, by device and time."""
+        ...
+
+    def running(self, study: str) -> Sequence[RunningAttempt]:
+        """Attempts that were begun and not recorded, oldest first."""
+        ...
+
+    def facts(
+        self,
+        study: str,
+        stage: StageName | None = None,
+        *,
+        trials: Collection[str] | None = None,
+        curves: bool = True,
+    ) -> Sequence[TrialFacts]:
+        """Every trial of a stage (or of the study) in plan order, with its ended attempts.
+
+        `trials` narrows to these ids. Without `curves` every curve is empty: a hundredth of the work.
+        """
+        ...
+
+    def brief(self, study: str) -> Sequence[Brief]:
+        """Every ended attempt of a study, those of a trial oldest first, without points and curves."""
+        ...
+
+    def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
+        """Per stage, without reading curves: `planned` is all trials, `running` those with an
+        attempt under way, and each outcome those of the others whose counted attempt has it.
+
+        Every key is always there; what is left of `planned` waits for its first attempt.
+        """
+        ...
+
+    def held(self, study: str) -> Lease | None:
+        """The live lease of a study, whoever holds it, or None."""
+        ...
+
+
+class Store(Readable, Protocol):
+    """Facts in, facts out.
+
+    Text that no database can hold (NUL, lone surrogates, both possible in a trainer's output) comes
+    back with U+FFFD in those places; all else comes back equal.
+    """
 
     def freeze(
         self,
@@ -89,17 +145,6 @@ class Store(Protocol):
 
         Raises:
             ValueError: a trial id is used twice, in this plan or in another stage of the study.
-        """
-        ...
-
-    def stage(self, study: str, stage: StageName) -> StageRecord | None:
-        """The frozen stage, or None."""
-        ...
-
-    def stages(self, study: str, *, trials: bool = True) -> Sequence[StageRecord]:
-        """All stages of a study in the order of STAGES.
-
-        Without `trials` their plans have none: `counts` says how many there are.
         """
         ...
 
@@ -158,46 +203,8 @@ class Store(Protocol):
         """
         ...
 
-    def samples(self, study: str, trial_id: str, attempt: int) -> Sequence[DeviceSample]:
-        """What was kept of an attempt's device, by device and time."""
-        ...
-
-    def running(self, study: str) -> Sequence[RunningAttempt]:
-        """Attempts that were begun and not recorded, oldest first."""
-        ...
-
-    def facts(
-        self,
-        study: str,
-        stage: StageName | None = None,
-        *,
-        trials: Collection[str] | None = None,
-        curves: bool = True,
-    ) -> Sequence[TrialFacts]:
-        """Every trial of a stage (or of the study) in plan order, with its ended attempts.
-
-        `trials` narrows to these ids. Without `curves` every curve is empty: a hundredth of the work.
-        """
-        ...
-
-    def brief(self, study: str) -> Sequence[Brief]:
-        """Every ended attempt of a study, those of a trial oldest first, without points and curves."""
-        ...
-
-    def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
-        """Per stage, without reading curves: `planned` is all trials, `running` those with an
-        attempt under way, and each outcome those of the others whose counted attempt has it.
-
-        Every key is always there; what is left of `planned` waits for its first attempt.
-        """
-        ...
-
     def acquire(self, study: str, holder: str, *, ttl_s: float) -> Lease:
         """Take the study's lease; StudyBusy names the live holder and when its lease ends."""
-        ...
-
-    def held(self, study: str) -> Lease | None:
-        """The live lease of a study, whoever holds it, or None."""
         ...
 
     def renew(self, lease: Lease, *, ttl_s: float) -> None:
@@ -230,5 +237,5 @@ def _plain(value: object) -> object:
 
 
 def no_counts() -> dict[str, int]:
-    """The keys of `Store.counts`, all 0."""
+    """The keys of `Readable.counts`, all 0."""
     return dict.fromkeys(("planned", "running", *(outcome.value for outcome in Outcome)), 0)

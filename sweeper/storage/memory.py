@@ -54,7 +54,7 @@ class MemoryStore:
         self._leases: dict[str, _Held] = {}
 
     def studies(self) -> Sequence[str]:
-        """See `Store.studies`."""
+        """See `Readable.studies`."""
         return list(self._stages)
 
     def freeze(
@@ -94,11 +94,11 @@ class MemoryStore:
             return record
 
     def stage(self, study: str, stage: StageName) -> StageRecord | None:
-        """See `Store.stage`."""
+        """See `Readable.stage`."""
         return self._stages.get(study, {}).get(stage)
 
     def stages(self, study: str, *, trials: bool = True) -> Sequence[StageRecord]:
-        """See `Store.stages`."""
+        """See `Readable.stages`."""
         with self._lock:
             found = self._stages.get(study, {})
             records = [found[name] for name in STAGES if name in found]
@@ -183,13 +183,13 @@ class MemoryStore:
                 kept.setdefault((sample.device, sample.at_s), sample)
 
     def samples(self, study: str, trial_id: str, attempt: int) -> Sequence[DeviceSample]:
-        """See `Store.samples`."""
+        """See `Readable.samples`."""
         with self._lock:
             kept = self._samples.get((study, trial_id, attempt), {})
             return [sample for _, sample in sorted(kept.items(), key=lambda item: item[0])]
 
     def running(self, study: str) -> Sequence[RunningAttempt]:
-        """See `Store.running`."""
+        """See `Readable.running`."""
         with self._lock:
             return list(self._begun(study).values())
 
@@ -201,7 +201,7 @@ class MemoryStore:
         trials: Collection[str] | None = None,
         curves: bool = True,
     ) -> Sequence[TrialFacts]:
-        """See `Store.facts`."""
+        """See `Readable.facts`."""
         with self._lock:
             ended: dict[str, list[AttemptFacts]] = {}
             for (trial_id, _), facts in sorted(self._of(study).items(), key=lambda item: item[0]):
@@ -216,7 +216,7 @@ class MemoryStore:
             ]
 
     def brief(self, study: str) -> Sequence[Brief]:
-        """See `Store.brief`."""
+        """See `Readable.brief`."""
         return [
             Brief(f.trial.id, a.outcome, a.wall_s, a.best_loss, a.phases)
             for f in self.facts(study)
@@ -224,7 +224,7 @@ class MemoryStore:
         ]
 
     def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
-        """See `Store.counts`."""
+        """See `Readable.counts`."""
         with self._lock:
             found = {record.stage: no_counts() for record in self.stages(study)}
             begun = {trial_id for trial_id, _ in self._begun(study)}
@@ -252,7 +252,7 @@ class MemoryStore:
             return Lease(study, token, storable(holder))
 
     def held(self, study: str) -> Lease | None:
-        """See `Store.held`."""
+        """See `Readable.held`."""
         with self._lock:
             held = self._leases.get(study)
             live = held is not None and held.until > time.monotonic()

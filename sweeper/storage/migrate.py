@@ -15,14 +15,12 @@ from sqlalchemy.exc import DBAPIError
 
 from sweeper.errors import DatabaseUnusable
 from sweeper.storage.failures import explain
-from sweeper.storage.schema import SCHEMA, VERSIONS
+from sweeper.storage.names import HEAD, SCHEMA, VERSION_TABLE, VERSIONS
 from sweeper.storage.url import mask
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD: Final = VERSIONS[-1]
-VERSION_TABLE: Final = "schema_version"
 # Any number will do that nobody else takes for an advisory lock in this database.
 _LOCK: Final = 0x5357_4545_5001
 _LOCK_WAIT_S: Final = 60

@@ -1,47 +1,26 @@
-"""The statements that take more than a line: fences, leases, writing plans, reading facts.
+"""The writing statements that take more than a line: fences, leases, plans.
 
 It must not know transactions, retries or errors: it works on the connection it is given.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, case, exists, func, select, text
+from sqlalchemy import Connection, Select, exists, func, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from sweeper.curve import Curve
 from sweeper.errors import StudyBusy
 from sweeper.storage import rows
-from sweeper.storage.base import STAGES, Lease, StageRecord, no_counts
-from sweeper.storage.schema import (
-    SCHEMA,
-    attempts,
-    evaluations,
-    fingerprints,
-    leases,
-    stages,
-    studies,
-    trials,
-)
-from sweeper.trial import (
-    AttemptFacts,
-    Brief,
-    Outcome,
-    Phases,
-    PlannedTrial,
-    StageName,
-    StagePlan,
-    TrialFacts,
-)
+from sweeper.storage.base import Lease
+from sweeper.storage.names import SCHEMA
+from sweeper.storage.schema import attempts, fingerprints, leases, stages, studies, trials
+from sweeper.trial import StagePlan
 
 STUDY_STAGES: Final = studies.join(stages, stages.c.study_key == studies.c.study_key)
 STUDY_TRIALS: Final = STUDY_STAGES.join(trials, trials.c.stage_key == stages.c.stage_key)
 STUDY_ATTEMPTS: Final = STUDY_TRIALS.join(attempts, attempts.c.trial_key == trials.c.trial_key)
-_STAGE_ORDER: Final = case({name: place for place, name in enumerate(STAGES)}, value=stages.c.stage)
-_MEASURED: Final = (Outcome.REACHED.value, Outcome.CENSORED.value)
 
 _LIVE: Final = "clock_timestamp() + make_interval(secs => :ttl_s)"
 ACQUIRE: Final = text(
@@ -54,12 +33,6 @@ ACQUIRE: Final = text(
     WHERE held.expires_at <= clock_timestamp() OR held.claim = excluded.claim
     RETURNING token
     """  # noqa: S608 - constants
-)
-HELD: Final = text(
-    f"""
-    SELECT holder, token, extract(epoch FROM expires_at - clock_timestamp())::float8 AS left_s
-    FROM {SCHEMA}.leases WHERE study = :study
-    """  # noqa: S608 - a constant
 )
 RENEW: Final = text(
     f"UPDATE {SCHEMA}.leases SET expires_at = {_LIVE} WHERE study = :study AND token = :token"  # noqa: S608 - constants
@@ -83,6 +56,25 @@ BEGIN: Final = text(
     WHERE begun.outcome IS NULL
     RETURNING attempt_key
     """  # noqa: S608 - a constant
+)
+
+_ENDED = upsert(attempts).values(recorded_at=func.clock_timestamp())
+RECORD: Final = _ENDED.on_conflict_do_update(
+    index_elements=["trial_key", "attempt"],
+    set_={name: _ENDED.excluded[name] for name in (*rows.ATTEMPT_NAMES, "recorded_at")},
+    where=attempts.c.outcome.is_(None),
+).returning(attempts.c.attempt_key)
+"""Made once: to put it together takes as long as to run it."""
+
+# A hundred rows of values, each with its own parameters, take ten times as long to write.
+_EVALUATION: Final = ", ".join(rows.EVALUATION_TYPES)
+_COLUMNS: Final = ", ".join(f"CAST(:{n} AS {of}[])" for n, of in rows.EVALUATION_TYPES.items())
+WRITE_CURVE: Final = text(
+    f"""
+    INSERT INTO {SCHEMA}.evaluations (attempt_key, position, {_EVALUATION})
+    SELECT :attempt_key, place - 1, {_EVALUATION}
+    FROM unnest({_COLUMNS}) WITH ORDINALITY AS curve ({_EVALUATION}, place)
+    """  # noqa: S608 - constants
 )
 
 
@@ -161,121 +153,3 @@ def keep_fingerprint(connection: Connection, document: Mapping[str, Any]) -> str
         .on_conflict_do_nothing()
     )
     return key
-
-
-def read_stages(
-    connection: Connection, study: str, stage: StageName | None, *, planned: bool = True
-) -> list[StageRecord]:
-    """One stage or all of a study, in order; `planned`: with their trials."""
-    query = (
-        select(studies.c.study, stages).select_from(STUDY_STAGES).where(studies.c.study == study)
-    )
-    if stage is not None:
-        query = query.where(stages.c.stage == stage)
-    found = connection.execute(query.order_by(_STAGE_ORDER)).all()
-    of_stage: dict[str, list[PlannedTrial]] = defaultdict(list)
-    for row in connection.execute(_planned(study, stage)) if planned else ():
-        of_stage[row.stage].append(rows.trial_value(row, row.stage))
-    return [rows.stage_value(row, of_stage[row.stage]) for row in found]
-
-
-def _planned(study: str, stage: StageName | None) -> Select[Any]:
-    query = (
-        select(stages.c.stage, *rows.TRIAL_COLUMNS)
-        .select_from(STUDY_TRIALS)
-        .where(studies.c.study == study)
-        .order_by(_STAGE_ORDER, trials.c.position)
-    )
-    return query if stage is None else query.where(stages.c.stage == stage)
-
-
-def read_facts(
-    connection: Connection,
-    study: str,
-    stage: StageName | None,
-    *,
-    only: Collection[str] | None = None,
-    curves: bool = True,
-) -> list[TrialFacts]:
-    """Trials, then attempts, then curves: whatever is recorded between them is left for later."""
-    wanted = [] if only is None else [trials.c.trial.in_(only)]
-    planned = connection.execute(_planned(study, stage).where(*wanted)).all()
-    chosen = [*wanted, studies.c.study == study, attempts.c.outcome.is_not(None)]
-    if stage is not None:
-        chosen.append(stages.c.stage == stage)
-    query: Select[Any] = (
-        select(*rows.ATTEMPT_COLUMNS, fingerprints.c.document.label("fingerprint"))
-        .select_from(STUDY_ATTEMPTS.outerjoin(fingerprints))
-        .where(*chosen)
-        .order_by(attempts.c.attempt)
-    )
-    ended = connection.execute(query).all()
-    measured: dict[int, Curve] = {}
-    if curves:
-        grouped: Select[Any] = (
-            select(evaluations.c.attempt_key, *rows.CURVE_COLUMNS)
-            .select_from(STUDY_ATTEMPTS.join(evaluations))
-            .where(*chosen)
-            .group_by(evaluations.c.attempt_key)
-        )
-        packed = connection.execute(grouped, execution_options={"yield_per": 100})
-        measured = {key: rows.curve_value(*columns) for key, *columns in packed}
-    of_trial: dict[int, list[AttemptFacts]] = defaultdict(list)
-    for row in ended:
-        facts = rows.attempt_value(row, measured.get(row.attempt_key, ()), row.fingerprint or {})
-        of_trial[row.trial_key].append(facts)
-    return [
-        TrialFacts(rows.trial_value(row, row.stage), tuple(of_trial[row.trial_key]))
-        for row in planned
-    ]
-
-
-def read_brief(connection: Connection, study: str) -> list[Brief]:
-    """See `Store.brief`."""
-    query = (
-        select(trials.c.trial, *rows.BRIEF_COLUMNS)
-        .select_from(STUDY_ATTEMPTS)
-        .where(studies.c.study == study, attempts.c.outcome.is_not(None))
-        .order_by(attempts.c.trial_key, attempts.c.attempt)
-    )
-    return [
-        Brief(name, Outcome(outcome), wall_s, best_loss, Phases(*seconds))
-        for name, outcome, wall_s, best_loss, *seconds in connection.execute(query)
-    ]
-
-
-def read_counts(connection: Connection, study: str) -> dict[StageName, dict[str, int]]:
-    """See `Store.counts`."""
-    known = select(stages.c.stage).select_from(STUDY_STAGES).where(studies.c.study == study)
-    found = {name: no_counts() for name in connection.scalars(known.order_by(_STAGE_ORDER))}
-    # The attempt that counts, as TrialFacts.counted has it; one under way goes before all.
-    place = func.row_number().over(
-        partition_by=attempts.c.trial_key,
-        order_by=(
-            attempts.c.outcome.is_(None).desc(),
-            attempts.c.outcome.in_(_MEASURED).desc(),
-            attempts.c.attempt.desc(),
-        ),
-    )
-    ranked = (
-        select(
-            attempts.c.trial_key,
-            func.coalesce(attempts.c.outcome, "running").label("state"),
-            place.label("place"),
-        )
-        .select_from(STUDY_ATTEMPTS)
-        .where(studies.c.study == study)
-        .subquery()
-    )
-    first = (ranked.c.trial_key == trials.c.trial_key) & (ranked.c.place == 1)
-    states = (
-        select(stages.c.stage, ranked.c.state, func.count().label("trials"))
-        .select_from(STUDY_TRIALS.outerjoin(ranked, first))
-        .where(studies.c.study == study)
-        .group_by(stages.c.stage, ranked.c.state)
-    )
-    for row in connection.execute(states):
-        found[row.stage]["planned"] += row.trials
-        if row.state is not None:
-            found[row.stage][row.state] += row.trials
-    return found

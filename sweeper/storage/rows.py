@@ -1,6 +1,9 @@
 """Our values as rows and documents, and back, equal.
 
-It must not know how rows are read or written.
+It must not know how rows are read or written, and never imports SQLAlchemy: `status` reads without it.
+
+Columns are given as SQL, of the tables s (studies), g (stages), t (trials), a (attempts) and e
+(evaluations).
 """
 
 from __future__ import annotations
@@ -11,13 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, LargeBinary, Row, func, literal
-from sqlalchemy.dialects.postgresql import aggregate_order_by
-
 from sweeper.curve import Curve
 from sweeper.space import Point
 from sweeper.storage.base import StageRecord, storable
-from sweeper.storage.schema import PHASES, attempts, evaluations, trials
+from sweeper.storage.names import PHASES
 from sweeper.trial import (
     AttemptFacts,
     Evaluation,
@@ -43,31 +43,46 @@ _PLAIN_FACTS: Final = (
     "ended_at",
     "exit_code",
 )
+
+
+def _columns(table: str, *names: str) -> str:
+    return ", ".join(f"{table}.{name}" for name in names)
+
+
+def _packed(values: str, name: str) -> str:
+    """One column of a group's evaluations as one value, in their order."""
+    return f"string_agg({values}, ''::bytea ORDER BY e.position) AS {name}"
+
+
+STAGE_COLUMNS: Final = (
+    "s.study, g.stage, g.target, g.effective_target, g.definition, g.definition_hash, g.plan, "
+    "g.options, g.exploratory, g.created_at, g.closed_at"
+)
 TRIAL_COLUMNS: Final = (
-    *(trials.c[n] for n in ("trial_key", "trial", "label", "groups", "point", "seed")),
-    *(trials.c[n] for n in ("replicate_of", "open", "block")),
+    "t.trial_key, t.trial, t.label, t.groups, t.point, t.seed, t.replicate_of, t.open, t.block"
 )
 ATTEMPT_COLUMNS: Final = (
-    *(attempts.c[n] for n in ("attempt_key", "trial_key", "attempt", "outcome", "reason")),
-    *(attempts.c[n] for n in ("message", "device", "validity", "clock_source")),
-    *(attempts.c[n] for n in (*_PLAIN_FACTS, *_PHASE_COLUMNS)),
+    "a.attempt_key, a.trial_key, a.attempt, a.outcome, a.reason, a.message, a.device, a.validity, "
+    f"a.clock_source, {_columns('a', *_PLAIN_FACTS, *_PHASE_COLUMNS)}"
 )
-BRIEF_COLUMNS: Final = tuple(
-    attempts.c[n] for n in ("outcome", "wall_s", "best_loss", *_PHASE_COLUMNS)
+BRIEF_COLUMNS: Final = _columns("a", "outcome", "wall_s", "best_loss", *_PHASE_COLUMNS)
+ATTEMPT_NAMES: Final = (
+    *("trial_key", "attempt", "outcome", "reason", "message", "device", "validity", "clock_source"),
+    *(*_PLAIN_FACTS, *_PHASE_COLUMNS, "fingerprint"),
 )
-
-
-def _packed(values: ColumnElement[Any]) -> ColumnElement[bytes]:
-    """One column of a group's evaluations as one value, in their order."""
-    in_order = aggregate_order_by(literal(b"", LargeBinary), evaluations.c.position)
-    return func.string_agg(values, in_order, type_=LargeBinary)
-
-
+"""What is written of an ended attempt, besides when."""
+EVALUATION_TYPES: Final = {
+    "slice": "text",
+    **dict.fromkeys(("step", "tokens"), "bigint"),
+    **dict.fromkeys(("value", *_PHASE_COLUMNS), "float8"),
+}
 # A study has a million evaluations: as rows of text, value by value, they take many times as long.
-CURVE_COLUMNS: Final = (
-    _packed(func.boolsend(evaluations.c.slice == "confirmation")),
-    *(_packed(func.int8send(evaluations.c[n])) for n in ("step", "tokens")),
-    *(_packed(func.float8send(evaluations.c[n])) for n in ("value", *_PHASE_COLUMNS)),
+CURVE_COLUMNS: Final = ", ".join(
+    (
+        _packed("boolsend(e.slice = 'confirmation')", "confirmations"),
+        *(_packed(f"int8send(e.{name})", name) for name in ("step", "tokens")),
+        *(_packed(f"float8send(e.{name})", name) for name in ("value", *_PHASE_COLUMNS)),
+    )
 )
 """All evaluations of a group, for `curve_value`."""
 
@@ -98,8 +113,8 @@ def plan_value(
     )
 
 
-def stage_value(row: Row[Any], planned: Sequence[PlannedTrial]) -> StageRecord:
-    """A row of `stages` with `study`, and its trials in plan order."""
+def stage_value(row: Any, planned: Sequence[PlannedTrial]) -> StageRecord:
+    """A frozen stage from STAGE_COLUMNS, and its trials in plan order."""
     return StageRecord(
         study=row.study,
         stage=row.stage,
@@ -131,7 +146,7 @@ def trial_row(trial: PlannedTrial, position: int) -> dict[str, Any]:
     }
 
 
-def trial_value(row: Row[Any], stage: Any) -> PlannedTrial:
+def trial_value(row: Any, stage: Any) -> PlannedTrial:
     """A planned trial from TRIAL_COLUMNS."""
     return PlannedTrial(
         id=row.trial,
@@ -162,36 +177,29 @@ def attempt_row(facts: AttemptFacts) -> dict[str, Any]:
 
 
 def attempt_value(
-    row: Row[Any], curve: Sequence[Evaluation], fingerprint: Mapping[str, Any]
+    row: Any, curve: Sequence[Evaluation], fingerprint: Mapping[str, Any]
 ) -> AttemptFacts:
     """An ended attempt from ATTEMPT_COLUMNS."""
-    found = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
     return AttemptFacts(
         attempt=row.attempt,
         outcome=Outcome(row.outcome),
         reason=Reason(row.reason),
         message=row.message,
         curve=curve,
-        phases=Phases(*(found[name] for name in _PHASE_COLUMNS)),
+        phases=Phases(*(getattr(row, name) for name in _PHASE_COLUMNS)),
         device=row.device,
         fingerprint=fingerprint,
         validity=row.validity,
         clock_source=row.clock_source,
-        **{name: found[name] for name in _PLAIN_FACTS},
+        **{name: getattr(row, name) for name in _PLAIN_FACTS},
     )
 
 
-def evaluation_row(attempt_key: int, position: int, evaluation: Evaluation) -> dict[str, Any]:
-    """One place of a curve as a row."""
-    return {
-        "attempt_key": attempt_key,
-        "position": position,
-        "slice": evaluation.slice,
-        "step": evaluation.step,
-        "tokens": evaluation.tokens,
-        "value": evaluation.value,
-        **_phases_row(evaluation.clock),
-    }
+def curve_row(attempt_key: int, curve: Sequence[Evaluation]) -> dict[str, Any]:
+    """A curve for WRITE_CURVE: a list for each column, as long as the curve."""
+    kept = Curve.of(curve)
+    names = {name: name.removesuffix("_s") for name in EVALUATION_TYPES}
+    return {"attempt_key": attempt_key, **{n: list(kept.column(of)) for n, of in names.items()}}
 
 
 def curve_value(confirmations: bytes, *columns: bytes) -> Curve:

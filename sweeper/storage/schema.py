@@ -1,4 +1,4 @@
-"""The tables of our facts, and the version of their schema.
+"""The tables of our facts.
 
 It must not know who reads or writes them; `migrations/` builds what is drawn here.
 
@@ -18,7 +18,7 @@ operators: `point::jsonb @> '{"lr": 0.003}'`.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import (
     ARRAY,
@@ -41,11 +41,7 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA: Final = "sweep_facts"
-VERSIONS: Final = ("0001", "0002")
-"""Every schema version, oldest first; the last is what this program reads and writes."""
-
-PHASES: Final = ("startup", "data", "compile", "train", "eval", "checkpoint", "idle")
+from sweeper.storage.names import PHASES, SCHEMA
 
 metadata = MetaData(
     schema=SCHEMA,

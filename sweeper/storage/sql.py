@@ -1,6 +1,6 @@
 """The store on Postgres: every method one transaction, every write safe to repeat.
 
-It must not know what a good result is; only this package imports SQLAlchemy.
+It must not know what a good result is, nor how facts are read (reading.py does).
 
 Because every write may be repeated, an operation whose connection broke (a restarted server) or
 whose transaction lost against another is tried once more at once; longer outages are the
@@ -10,10 +10,9 @@ caller's to wait for (DatabaseGone).
 from __future__ import annotations
 
 import json
-import os
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
@@ -21,7 +20,6 @@ from sqlalchemy import (
     Engine,
     create_engine,
     func,
-    insert,
     select,
     update,
 )
@@ -31,37 +29,20 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from sweeper.errors import DatabaseGone, DatabaseUnusable, StudyBusy
 from sweeper.storage import migrate, queries, rows
-from sweeper.storage.base import (
-    Lease,
-    RunningAttempt,
-    StageRecord,
-    json_text,
-    storable,
-)
+from sweeper.storage.base import Lease, StageRecord, json_text, storable
+from sweeper.storage.connection import STATEMENT_S, deadlines
 from sweeper.storage.failures import explain, lost_connection, undone_by_conflict
+from sweeper.storage.reading import HELD, Execute, Reading, stages_of
 from sweeper.storage.schema import (
-    attempts,
     device_samples,
-    evaluations,
     stages,
     studies,
     trials,
 )
 from sweeper.storage.url import mask, parse
-from sweeper.trial import (
-    AttemptFacts,
-    Brief,
-    DeviceSample,
-    PlannedTrial,
-    StageName,
-    StagePlan,
-    TrialFacts,
-)
+from sweeper.trial import AttemptFacts, DeviceSample, PlannedTrial, StageName, StagePlan
 
-CONNECT_S: Final = 10
-STATEMENT_S: Final = 60
-# A process that is stopped inside a transaction must not hold its locks for ever.
-IDLE_IN_TRANSACTION_S: Final = 30
+_BATCH: Final = 100  # rows at a time, where all of them would be too much memory
 
 T = TypeVar("T")
 
@@ -73,23 +54,13 @@ def open_engine(url: str) -> Engine:
         DatabaseUnusable: the URL is wrong; nothing is connected yet.
     """
     parsed = parse(url)
-    defaults: dict[str, Any] = {
-        "connect_timeout": CONNECT_S,
-        "fallback_application_name": f"sweep {os.getpid()}",
-        "keepalives_idle": 15,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 1000 * STATEMENT_S,
-        "options": f"-c statement_timeout={STATEMENT_S}s "
-        f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_S}s",
-    }
     return create_engine(
         parsed,
         pool_pre_ping=True,
         pool_size=2,
         max_overflow=4,
         pool_timeout=STATEMENT_S,
-        connect_args={k: v for k, v in defaults.items() if k not in parsed.query},
+        connect_args={k: v for k, v in deadlines().items() if k not in parsed.query},
         json_serializer=json_text,
         json_deserializer=json.loads,
         hide_parameters=True,
@@ -115,16 +86,15 @@ def open_store(url: str, *, create: bool) -> SqlStore:
     return SqlStore(engine)
 
 
-class SqlStore:
+class SqlStore(Reading):
     """Store on a Postgres whose schema is this program's; safe to share between threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def studies(self) -> Sequence[str]:
-        """See `Store.studies`."""
-        query = select(studies.c.study).order_by(studies.c.study_key)
-        return self._run(lambda connection: list(connection.scalars(query)))
+    def read(self, work: Callable[[Execute], T]) -> T:
+        """See `Reading.read`."""
+        return self._run(lambda connection: work(_executing(connection)))
 
     def freeze(
         self,
@@ -162,20 +132,9 @@ class SqlStore:
             elif exploratory:
                 mine = (stages.c.study_key == study_key) & (stages.c.stage == plan.stage)
                 connection.execute(update(stages).where(mine).values(exploratory=True))
-            return queries.read_stages(connection, plan.study, plan.stage)[0]
+            return stages_of(_executing(connection), plan.study, plan.stage)[0]
 
         return self._run(work)
-
-    def stage(self, study: str, stage: StageName) -> StageRecord | None:
-        """See `Store.stage`."""
-        found = self._run(lambda connection: queries.read_stages(connection, study, stage))
-        return found[0] if found else None
-
-    def stages(self, study: str, *, trials: bool = True) -> Sequence[StageRecord]:
-        """See `Store.stages`."""
-        return self._run(
-            lambda connection: queries.read_stages(connection, study, None, planned=trials)
-        )
 
     def update_plan(self, plan: StagePlan) -> None:
         """See `Store.update_plan`."""
@@ -234,24 +193,13 @@ class SqlStore:
             row = rows.attempt_row(facts) | {
                 "trial_key": self._trial_key(connection, study, trial_id),
                 "fingerprint": queries.keep_fingerprint(connection, facts.fingerprint),
-                "recorded_at": func.clock_timestamp(),
             }
-            statement = upsert(attempts).values(row)
-            attempt_key = connection.scalar(
-                statement.on_conflict_do_update(
-                    index_elements=["trial_key", "attempt"],
-                    set_={name: statement.excluded[name] for name in row},
-                    where=attempts.c.outcome.is_(None),
-                ).returning(attempts.c.attempt_key)
-            )
+            attempt_key = connection.scalar(queries.RECORD, row)
             if attempt_key is None:
                 return False
             if facts.curve:
-                curve = [
-                    rows.evaluation_row(attempt_key, position, evaluation)
-                    for position, evaluation in enumerate(facts.curve)
-                ]
-                connection.execute(insert(evaluations), curve)
+                curve = rows.curve_row(attempt_key, facts.curve)
+                connection.execute(queries.WRITE_CURVE, curve)
             return True
 
         return self._run(work)
@@ -273,49 +221,6 @@ class SqlStore:
 
         self._run(work)
 
-    def samples(self, study: str, trial_id: str, attempt: int) -> Sequence[DeviceSample]:
-        """See `Store.samples`."""
-        wanted = queries.attempt_key(study, trial_id, attempt).scalar_subquery()
-        columns = (device_samples.c[f.name] for f in fields(DeviceSample))
-        query = select(*columns).where(device_samples.c.attempt_key == wanted)
-        found = self._run(lambda connection: list(connection.execute(query)))
-        return sorted((DeviceSample(*row) for row in found), key=lambda s: (s.device, s.at_s))
-
-    def running(self, study: str) -> Sequence[RunningAttempt]:
-        """See `Store.running`."""
-        query = (
-            select(trials.c.trial, attempts.c.attempt, attempts.c.folder, attempts.c.slot)
-            .select_from(queries.STUDY_ATTEMPTS)
-            .where(studies.c.study == study, attempts.c.outcome.is_(None))
-            .order_by(attempts.c.attempt_key)
-        )
-        return self._run(
-            lambda connection: [RunningAttempt(*row) for row in connection.execute(query)]
-        )
-
-    def facts(
-        self,
-        study: str,
-        stage: StageName | None = None,
-        *,
-        trials: Collection[str] | None = None,
-        curves: bool = True,
-    ) -> Sequence[TrialFacts]:
-        """See `Store.facts`; four queries, however many trials there are."""
-        return self._run(
-            lambda connection: queries.read_facts(
-                connection, study, stage, only=trials, curves=curves
-            )
-        )
-
-    def brief(self, study: str) -> Sequence[Brief]:
-        """See `Store.brief`; one query."""
-        return self._run(lambda connection: queries.read_brief(connection, study))
-
-    def counts(self, study: str) -> Mapping[StageName, Mapping[str, int]]:
-        """See `Store.counts`."""
-        return self._run(lambda connection: queries.read_counts(connection, study))
-
     def acquire(self, study: str, holder: str, *, ttl_s: float) -> Lease:
         """See `Store.acquire`; the database's clock says what is live."""
         holder = storable(holder)
@@ -325,22 +230,12 @@ class SqlStore:
             token = connection.scalar(queries.ACQUIRE, row)
             if token is not None:
                 return Lease(study, token, holder)
-            held = connection.execute(queries.HELD, {"study": study}).one()
+            held = connection.exec_driver_sql(HELD, {"study": study}).one()
             raise StudyBusy(
                 f"study {study} is being run by {held.holder}, whose lease ends in "
                 f"{max(held.left_s, 0):.0f} s unless it is renewed; wait for it, or see "
                 f"`sweep status {study}`"
             )
-
-        return self._run(work)
-
-    def held(self, study: str) -> Lease | None:
-        """See `Store.held`; the database's clock says what is live."""
-
-        def work(connection: Connection) -> Lease | None:
-            row = connection.execute(queries.HELD, {"study": study}).one_or_none()
-            live = row is not None and row.left_s > 0
-            return Lease(study, row.token, row.holder) if row is not None and live else None
 
         return self._run(work)
 
@@ -398,3 +293,15 @@ class SqlStore:
                 f"database {mask(self._engine.url)}: no connection was free for {STATEMENT_S} s: "
                 "it does not answer the others"
             ) from None
+
+
+def _executing(connection: Connection) -> Execute:
+    """What `reading` needs of a connection."""
+
+    def execute(
+        statement: str, values: Mapping[str, Any], *, streamed: bool = False
+    ) -> Iterable[Any]:
+        options = {"yield_per": _BATCH} if streamed else {}
+        return connection.exec_driver_sql(statement, values, execution_options=options)
+
+    return execute

@@ -1,4 +1,4 @@
-"""What every store keeps, shown on the real Postgres and on the one in memory."""
+"""What every store keeps, shown on the one in memory and on the real Postgres, read in both ways."""
 
 import math
 import threading
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from sweeper.errors import DatabaseUnusable, StudyBusy
 from sweeper.space import Point
+from sweeper.storage import light
+from sweeper.storage.base import Readable
 from sweeper.storage.memory import MemoryStore
 from sweeper.trial import (
     OUTCOME_OF,
@@ -29,9 +31,31 @@ from sweeper.trial import (
 STAGES = ("stage1", "stage2", "confirm")
 
 
-@pytest.fixture(params=["memory", "postgres"])
+class ReadLightly:
+    """The store in Postgres, read as `status` reads it: through the driver, each time anew."""
+
+    def __init__(self, store, url):
+        self._store, self._url = store, url
+
+    def __getattr__(self, name):
+        if not hasattr(Readable, name):
+            return getattr(self._store, name)
+
+        def read(*arguments, **keywords):
+            with light.reading(self._url) as facts:
+                return getattr(facts, name)(*arguments, **keywords)
+
+        return read
+
+
+@pytest.fixture(params=["memory", "postgres", "light"])
 def store(request):
-    return MemoryStore() if request.param == "memory" else request.getfixturevalue("sql_store")
+    if request.param == "memory":
+        return MemoryStore()
+    made = request.getfixturevalue("sql_store")
+    if request.param == "light":
+        return ReadLightly(made, request.getfixturevalue("migrated_url"))
+    return made
 
 
 def trial(name, stage="stage1", **changes):

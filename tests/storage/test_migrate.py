@@ -16,7 +16,8 @@ from sqlalchemy import text as sql
 
 from sweeper.errors import DatabaseUnusable
 from sweeper.storage import migrate
-from sweeper.storage.schema import SCHEMA, VERSIONS, metadata
+from sweeper.storage.names import SCHEMA, VERSIONS
+from sweeper.storage.schema import metadata
 from sweeper.storage.sql import open_engine, open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,10 +91,10 @@ def test_an_older_schema_is_migrated_with_what_is_in_it(engine, database_url, ad
     old, new = VERSIONS[-1], f"{int(VERSIONS[-1]) + 1:04d}"
     package = tmp_path / "sweeper"
     shutil.copytree(ROOT / "sweeper", package, ignore=shutil.ignore_patterns("__pycache__"))
-    schema = package / "storage" / "schema.py"
-    text = schema.read_text(encoding="utf-8")
+    names = package / "storage" / "names.py"
+    text = names.read_text(encoding="utf-8")
     assert text.count(f'"{old}")') == 1
-    schema.write_text(text.replace(f'"{old}")', f'"{old}", "{new}")'), encoding="utf-8")
+    names.write_text(text.replace(f'"{old}")', f'"{old}", "{new}")'), encoding="utf-8")
     step = package / "storage" / "migrations" / "versions" / f"v{new}_remark.py"
     step.write_text(NEXT.format(old=old, new=new), encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SWEEP_")}

@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from sweeper.errors import EXIT_ENVIRONMENT, DatabaseGone, DatabaseUnusable
 from sweeper.space import Point
 from sweeper.storage import embedded
-from sweeper.storage.schema import SCHEMA
+from sweeper.storage.names import SCHEMA
 from sweeper.storage.sql import open_engine, open_store
 from sweeper.trial import AttemptFacts, Evaluation, Outcome, Phases, PlannedTrial, Reason, StagePlan
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from alembic import context
 
-from sweeper.storage.migrate import VERSION_TABLE
-from sweeper.storage.schema import SCHEMA, metadata
+from sweeper.storage.names import SCHEMA, VERSION_TABLE
+from sweeper.storage.schema import metadata
 
 
 def _ours(name: str | None, kind: str, _parents: object) -> bool:

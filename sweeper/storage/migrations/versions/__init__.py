@@ -1,4 +1,4 @@
-"""One module per schema version, in the order of `schema.VERSIONS`.
+"""One module per schema version, in the order of `names.VERSIONS`.
 
 It must not know what came later.
 """
