@@ -145,7 +145,7 @@ def play(spec: AttemptSpec) -> tuple[list[str], AttemptOutcome]:
     outcome = AttemptOutcome(
         study=spec.study, trial=spec.trial, attempt=spec.attempt, outcome=Outcome.REACHED,
         reason=Reason.TARGET, message="simulated", exit_code=0, signal=None,
-        started_at=1e9, ended_at=1e9 + wall_s, wall_s=wall_s,
+        started_at=1e9, ended_at=1e9 + wall_s, wall_s=wall_s, device=dict(spec.device),
     )  # fmt: skip
     return lines, outcome
 

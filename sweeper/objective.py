@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate, compress, count
+from operator import lt, neg
+from typing import NamedTuple, TypeVar
 
-from sweeper.curve import column, seconds
+from sweeper.curve import column
 from sweeper.trial import AttemptFacts, Clock, Evaluation, Outcome, Reason
+
+T = TypeVar("T")
 
 
 class TimeToTarget(NamedTuple):
@@ -42,76 +46,71 @@ def crossing(curve: Sequence[Evaluation], target: float, clock: Clock) -> TimeTo
     first that did; if the former was already at or below the target (confirmation refused it), the
     time is the latter's. A NaN after a crossing does not undo it.
     """
-    (found,) = Descent(curve).crossings((target,), clock)
-    return found
+    return Descent(curve).crossing(target, clock)
 
 
 class Descent:
-    """Where a curve first came down to each level: its crossings of any target, on any clock.
+    """Where a curve first came down to each level: its crossing of any target, on any clock.
 
     One look at the whole curve; a crossing then takes a few steps. It is kept as long as the curve,
     of which it holds places, no evaluations: 13 bytes for each level.
+
+    `depths` are minus the levels that a target has to be at, and so ascending; `numbers` say which of
+    the finite probes came down to each, and `probes` where in the curve those are.
     """
 
-    __slots__ = ("_confirmed", "_curve", "_depths", "_places")
+    __slots__ = ("_confirmed", "_curve", "depths", "numbers", "probes")
 
     def __init__(self, curve: Sequence[Evaluation]) -> None:
         self._curve = curve
-        self._depths = array("d")  # minus the level that the target has to be at, and so ascending
-        self._places = array("I")
-        self._confirmed = array("b")
-        values, slices, steps = (column(curve, name) for name in ("value", "slice", "step"))
-        confirmations = {}
-        if "confirmation" in slices:  # most curves have none
-            read = zip(steps, values, slices, strict=True)
-            confirmations = {step: value for step, value, kind in read if kind == "confirmation"}
-        lowest = math.inf
-        for place, value in enumerate(values):  # reports read millions of them
-            if not -math.inf < value < lowest or slices[place] != "probe":
-                continue
-            confirmation = confirmations.get(steps[place])
-            if confirmation is None:
-                lowest = value
-            elif confirmation < lowest:
-                lowest = max(value, confirmation)
-            else:
-                continue
-            self._depths.append(-lowest)
-            self._places.append(place)
-            self._confirmed.append(confirmation is not None)
+        values, slices = column(curve, "value"), column(curve, "slice")
+        self.probes: Sequence[int] = range(len(values))
+        larger: dict[int, float] = {}
+        if "confirmation" in slices or not all(map(math.isfinite, values)):  # most curves: neither
+            read = list(zip(column(curve, "step"), values, slices, strict=True))
+            larger = {step: value for step, value, kind in read if kind == "confirmation"}
+            of = (n for n, (_, x, kind) in enumerate(read) if kind == "probe" and math.isfinite(x))
+            self.probes = array("I", of)
+        counted = self.of_probes(values)
+        steps: Sequence[int] = ()
+        if larger:  # what was refused by a NaN counts at no target
+            refused = {step: math.inf if math.isnan(x) else x for step, x in larger.items()}
+            steps = self.of_probes(column(curve, "step"))
+            pairs = zip(counted, steps, strict=True)
+            counted = [max(value, refused.get(step, -math.inf)) for value, step in pairs]
+        lows = list(accumulate(counted, min, initial=math.inf))
+        fell = list(map(lt, lows[1:], lows))
+        self.numbers = array("I", list(compress(count(), fell)))
+        self.depths = array("d", list(map(neg, compress(counted, fell))))
+        none = bytes(len(self.numbers))
+        self._confirmed = bytes(steps[n] in larger for n in self.numbers) if larger else none
 
-    def crossings(self, targets: Iterable[float], clock: Clock) -> list[TimeToTarget | None]:
-        """See `crossing`: one for each target."""
-        names = ("value", "slice", "step", "tokens")
-        values, slices, steps, tokens = (column(self._curve, name) for name in names)
-        stamps = seconds(self._curve, clock)
-        found: list[TimeToTarget | None] = []
-        for target in targets:
-            level = bisect_left(self._depths, -target)
-            if level == len(self._depths):
-                found.append(None)
-                continue
-            at = start = self._places[level]
-            for before in range(at - 1, -1, -1):
-                if slices[before] == "probe" and math.isfinite(values[before]):
-                    start = before
-                    break
-            share = 1.0
-            if values[start] > target:
-                share = (values[start] - target) / (values[start] - values[at])
-            lower, upper = stamps[start], stamps[at]
-            found.append(
-                TimeToTarget(
-                    True,
-                    lower + share * (upper - lower),
-                    steps[start] + share * (steps[at] - steps[start]) if steps[at] else None,
-                    tokens[start] + share * (tokens[at] - tokens[start]),
-                    lower,
-                    upper,
-                    bool(self._confirmed[level]),
-                )
-            )
-        return found
+    def of_probes(self, found: Sequence[T]) -> Sequence[T]:
+        """Of something that every evaluation of the curve has: what the finite probes have."""
+        whole = len(found) == len(self.probes)
+        return found if whole else [found[place] for place in self.probes]
+
+    def crossing(self, target: float, clock: Clock) -> TimeToTarget | None:
+        """See the function of that name."""
+        level = bisect_left(self.depths, -target)
+        if level == len(self.depths):
+            return None
+        number = self.numbers[level]
+        at = self._curve[self.probes[number]]
+        start = self._curve[self.probes[number - 1]] if number else at
+        share = 1.0
+        if start.value > target:
+            share = (start.value - target) / (start.value - at.value)
+        lower, upper = start.clock.seconds(clock), at.clock.seconds(clock)
+        return TimeToTarget(
+            True,
+            lower + share * (upper - lower),
+            start.step + share * (at.step - start.step) if at.step else None,
+            start.tokens + share * (at.tokens - start.tokens),
+            lower,
+            upper,
+            bool(self._confirmed[level]),
+        )
 
 
 def near_misses(curve: Sequence[Evaluation], target: float) -> tuple[tuple[Evaluation, float], ...]:
@@ -136,21 +135,18 @@ def time_to_target(attempt: AttemptFacts, target: float, clock: Clock) -> TimeTo
         return None
     known: TimeToTarget | None = attempt.derived.get((target, clock))
     if known is None:  # a race asks for all of them whenever one trial has ended
-        (known,) = times_to_targets(attempt, (target,), clock)
-        attempt.derived[target, clock] = known
+        stopped_s = attempt.phases.seconds(clock)
+        never = TimeToTarget(reached=False, seconds=stopped_s, lower_s=stopped_s, upper_s=math.inf)
+        known = attempt.derived[target, clock] = descent(attempt).crossing(target, clock) or never
     return known
 
 
-def times_to_targets(
-    attempt: AttemptFacts, targets: Iterable[float], clock: Clock
-) -> list[TimeToTarget]:
-    """Times-to-target of an attempt that measured something, one for each target; none is kept."""
+def descent(attempt: AttemptFacts) -> Descent:
+    """The look at an attempt's curve; kept, because it answers for every target."""
     if Descent not in attempt.derived:
         attempt.derived[Descent] = Descent(attempt.curve)
-    descent: Descent = attempt.derived[Descent]
-    stopped_s = attempt.phases.seconds(clock)
-    never = TimeToTarget(reached=False, seconds=stopped_s, lower_s=stopped_s, upper_s=math.inf)
-    return [time or never for time in descent.crossings(targets, clock)]
+    known: Descent = attempt.derived[Descent]
+    return known
 
 
 _CUT_OFF = (Reason.DIVERGED, Reason.TIMEOUT, Reason.CAP, Reason.FORECAST, Reason.BUDGET)
@@ -171,20 +167,28 @@ def _final_value(attempt: AttemptFacts) -> float | None:
     measured = attempt.outcome in (Outcome.REACHED, Outcome.CENSORED)
     if not measured or attempt.reason in _CUT_OFF:
         return None
-    read = zip(column(attempt.curve, "slice"), column(attempt.curve, "value"), strict=True)
-    last = {kind: value for kind, value in read if math.isfinite(value)}
-    return last.get("confirmation", last.get("probe"))
+    values, slices = column(attempt.curve, "value"), column(attempt.curve, "slice")
+    if "confirmation" in slices:
+        read = zip(values, slices, strict=True)
+        larger: list[float] = [x for x, kind in read if kind == "confirmation" and math.isfinite(x)]
+        if larger:
+            return larger[-1]
+    probes = descent(attempt).probes
+    if not probes:
+        return None
+    last: float = values[probes[-1]]
+    return last
 
 
 def best_value(curve: Sequence[Evaluation]) -> float | None:
     """Lowest finite probe value, or None when there is none."""
-    read = zip(column(curve, "slice"), column(curve, "value"), strict=True)
-    return min((x for kind, x in read if kind == "probe" and math.isfinite(x)), default=None)
+    return min(Descent(curve).of_probes(column(curve, "value")), default=None)
 
 
 def lowest(attempt: AttemptFacts) -> float | None:
     """`best_value` of an attempt's curve; kept, because it is asked for again and again."""
     if best_value not in attempt.derived:
-        attempt.derived[best_value] = best_value(attempt.curve)
+        values = descent(attempt).of_probes(column(attempt.curve, "value"))
+        attempt.derived[best_value] = min(values, default=None)
     known: float | None = attempt.derived[best_value]
     return known

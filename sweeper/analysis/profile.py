@@ -41,7 +41,7 @@ class AtTarget:
         return dict(vars(self))
 
 
-def profile(facts: StudyFacts, judged: Verdict) -> tuple[AtTarget, ...]:
+def profile(facts: StudyFacts, judged: Verdict, times: SearchTimes) -> tuple[AtTarget, ...]:
     """Every target shown, loosest first: the judged one, and TARGETS evenly spaced ones.
 
     Those go from the tightest that anybody came down to up to LOOSEST of the way to the highest
@@ -50,7 +50,6 @@ def profile(facts: StudyFacts, judged: Verdict) -> tuple[AtTarget, ...]:
     goals = _goals(facts, judged)
     if not goals:
         return ()
-    times = SearchTimes(facts)
     seconds = times.seconds(goals, facts.clock)
     seconds[seconds <= 0] = np.inf  # nobody was seen on the way there: no time to compare
     place = {point: number for number, point in enumerate(times.points)}

@@ -19,22 +19,23 @@ from sweeper.analysis.questions import answers
 from sweeper.analysis.ranking import Row
 from sweeper.analysis.response import Response, observe
 from sweeper.analysis.sensitivity import sensitivity
+from sweeper.analysis.times import SearchTimes
 from sweeper.analysis.verdict import Verdict
 from sweeper.analysis.wording import ratio
 from sweeper.report import attempts
 from sweeper.trial import AttemptFacts, Outcome
 
 
-def parts(facts: StudyFacts, judged: Verdict) -> dict[str, Any]:
-    """Everything here by its key in the document."""
+def parts(facts: StudyFacts, judged: Verdict, times: SearchTimes) -> dict[str, Any]:
+    """Everything here by its key in the document; `times` are those of the facts."""
     target = judged.target
     return {
         "questions": [answer.as_dict() for answer in answers(facts, target=target)],
         "path": _path(facts, judged),
         "untested": _untested(facts, judged),
-        "sensitivity": [v.as_dict() for v in sensitivity(facts, target=target)],
+        "sensitivity": [v.as_dict() for v in sensitivity(facts, times, target=target)],
         "chances": _chances(facts, judged),
-        "profile": [place.as_dict() for place in profile(facts, judged)],
+        "profile": [place.as_dict() for place in profile(facts, judged, times)],
         "timeline": (rows := attempts.timeline(facts)),
         "phase_shares": attempts.phase_shares(rows),
         "extensions": attempts.extensions(facts),

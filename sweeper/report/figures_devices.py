@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sweeper.analysis.wording import duration
@@ -29,14 +30,20 @@ class _Folded:
     fold: float = 16.0
 
     def __call__(self, at: float) -> float:
-        busy = sum(end - begin for begin, end in self.spans)
-        room = self.right - self.left - self.fold * (len(self.spans) - 1)
+        busy, room = self._scale
         x = self.left
         for begin, end in self.spans:
             if at <= end:
-                return x + max(0.0, at - begin) / max(busy, 1e-9) * room
-            x += (end - begin) / max(busy, 1e-9) * room + self.fold
+                return x + max(0.0, at - begin) / busy * room
+            x += (end - begin) / busy * room + self.fold
         return self.right
+
+    @cached_property
+    def _scale(self) -> tuple[float, float]:
+        """Busy seconds, and the pixels for them; kept, because every mark asks."""
+        busy = sum(end - begin for begin, end in self.spans)
+        room = self.right - self.left - self.fold * (len(self.spans) - 1)
+        return max(busy, 1e-9), room
 
     def breaks(self) -> list[tuple[float, float]]:
         """Where a break stands, and how many seconds it leaves out."""

@@ -6,8 +6,8 @@ It must not compute a verdict: it lays out what analysis says, and markdown and 
 from __future__ import annotations
 
 import datetime as dt
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,10 @@ from sweeper.analysis.times import SearchTimes
 from sweeper.analysis.verdict import Verdict, verdict
 from sweeper.configuration import frozen_values
 from sweeper.curve import column, seconds
-from sweeper.objective import final_value, time_to_target
+from sweeper.objective import descent, final_value, time_to_target
 from sweeper.report import answers, attempts
 from sweeper.space import Value
-from sweeper.trial import TrialFacts
+from sweeper.trial import AttemptFacts, Clock
 
 FORMAT = 1
 
@@ -42,6 +42,7 @@ def document(
         generated_at: Unix time to date the report with.
     """
     judged = verdict(facts, target=target)
+    times = SearchTimes(facts)
     study = facts.study
     objective = study.objective
     return {
@@ -73,7 +74,7 @@ def document(
         "racing": [rule.as_dict() for rule in rules(facts)],
         "stages": [_stage(facts, stage) for stage in facts.present()],
         "ranking": [_ranked(row, place) for place, row in enumerate(judged.ranking, start=1)],
-        "targets": _targets(facts, judged),
+        "targets": _targets(facts, judged, times),
         "failures": [
             {
                 "id": f.id,
@@ -93,7 +94,7 @@ def document(
         "noise": judged.noise.as_dict(),
         "curves": _curves(facts, judged),
         "reproduce": _reproduce(facts),
-        **answers.parts(facts, judged),
+        **answers.parts(facts, judged, times),
         "claims": _claims(facts),
         "against": None,
     }
@@ -195,11 +196,10 @@ def _ranked(row: Row, place: int) -> dict[str, Any]:
     }
 
 
-def _targets(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
+def _targets(facts: StudyFacts, judged: Verdict, times: SearchTimes) -> list[dict[str, Any]]:
     """Who is fastest, and how many reach, at the judged, declared and fallback targets."""
     objective = facts.study.objective
     goals = sorted({judged.target, objective.target, *objective.fallback})
-    times = SearchTimes(facts)
     found = []
     for goal, took in zip(goals, times.seconds(goals, facts.clock), strict=True):
         reached = int(np.isfinite(took).sum())
@@ -261,42 +261,61 @@ def _design(facts: StudyFacts, target: float) -> dict[str, Any] | None:
 def _curves(facts: StudyFacts, judged: Verdict) -> list[dict[str, Any]]:
     winner = judged.winner.point if judged.winner else None
     baseline = judged.baseline.point if judged.baseline else None
+    measured = [(stage, *of) for stage in facts.present() for of in stage.measured()]
+    points = _points([attempt for _, _, attempt in measured], facts.clock)
     found = []
-    for stage in facts.present():
-        for trial, attempt in stage.measured():
-            point = trial.trial.point
-            time = time_to_target(attempt, judged.target, facts.clock)
-            found.append(
-                {
-                    "id": trial.trial.id,
-                    "stage": stage.plan.stage,
-                    "label": trial.trial.label,
-                    "reason": attempt.reason.value,
-                    "reached": bool(time and time.reached),
-                    "seconds": time.seconds if time else None,
-                    "role": "winner"
-                    if point == winner
-                    else "baseline"
-                    if point == baseline
-                    else "other",
-                    "columns": ["seconds", "step", "tokens", "value"],
-                    "points": _points(facts, trial),
-                }
-            )
+    for (stage, trial, attempt), of_curve in zip(measured, points, strict=True):
+        point = trial.trial.point
+        time = time_to_target(attempt, judged.target, facts.clock)
+        found.append(
+            {
+                "id": trial.trial.id,
+                "stage": stage.plan.stage,
+                "label": trial.trial.label,
+                "reason": attempt.reason.value,
+                "reached": bool(time and time.reached),
+                "seconds": time.seconds if time else None,
+                "role": "winner"
+                if point == winner
+                else "baseline"
+                if point == baseline
+                else "other",
+                "columns": ["seconds", "step", "tokens", "value"],
+                "points": of_curve,
+            }
+        )
     return found
 
 
-def _points(facts: StudyFacts, trial: TrialFacts) -> list[list[float | int]]:
-    attempt = trial.counted
-    assert attempt is not None  # measured() yields only such
-    curve = attempt.curve
-    names = ("step", "tokens", "value", "slice")  # reports write millions of them
-    read = zip(seconds(curve, facts.clock), *(column(curve, n) for n in names), strict=True)
-    return [
-        [round(at, 4), step, tokens, round(value, 6)]
-        for at, step, tokens, value, kind in read
-        if kind == "probe" and math.isfinite(value)
-    ]
+def _points(attempts: Sequence[AttemptFacts], clock: Clock) -> Iterator[list[list[float | int]]]:
+    """The points of each curve. There may be millions, so all are rounded in one go."""
+    measured = [(descent(attempt), attempt.curve) for attempt in attempts]
+    stamps = (probes.of_probes(seconds(curve, clock)) for probes, curve in measured)
+    values = (probes.of_probes(column(curve, "value")) for probes, curve in measured)
+    at = iter(rounded(list(chain.from_iterable(stamps)), 4))
+    value = iter(rounded(list(chain.from_iterable(values)), 6))
+    for probes, curve in measured:
+        n = len(probes.probes)
+        steps, tokens = (probes.of_probes(column(curve, name)) for name in ("step", "tokens"))
+        yield list(map(list, zip(islice(at, n), steps, tokens, islice(value, n), strict=True)))
+
+
+def rounded(values: Sequence[float], digits: int) -> list[float]:
+    """What `round` gives for each finite value, in a fraction of the time.
+
+    The nearest whole number of decimal units, divided by the units in one, is the float nearest to
+    that decimal, as it is with `round`. Where the product is too close to a half, or too large, for
+    its own rounding not to matter, `round` is asked.
+    """
+    exact, units = np.asarray(values, dtype=float), 10.0**digits
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = exact * units
+        whole = np.rint(scaled)
+        sure = (np.abs(scaled - whole) < 0.499) & (np.abs(scaled) < 1e9)
+    found: list[float] = (whole / units).tolist()
+    for place in np.flatnonzero(~sure).tolist():
+        found[place] = round(values[place], digits)
+    return found
 
 
 OF_ONE_ATTEMPT = ("observed", "adjusted", "continues", "starts_from")

@@ -16,7 +16,9 @@ from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, StagePlan
 
 def plain(text: str) -> str:
     """Text on one line, without control characters that could move a cursor."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(text.split())
 
 
 def ending(facts: AttemptFacts, time: TimeToTarget | None) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from sweeper.analysis.profile import TARGETS, profile
 from sweeper.analysis.ranking import search_ranking
+from sweeper.analysis.times import SearchTimes
 from sweeper.analysis.verdict import verdict
 from sweeper.trial import Evaluation, Outcome, Phases, TrialFacts
 from tests.fakes.facts import TARGET, Clockwork, make_study, make_sweep
@@ -50,7 +51,7 @@ def random_sweep(seed: int):
 @pytest.mark.parametrize("facts", [make_sweep(), *map(random_sweep, range(20))])
 def test_it_agrees_with_a_ranking_at_each_target(facts):
     judged = verdict(facts)
-    shown = profile(facts, judged)
+    shown = profile(facts, judged, SearchTimes(facts))
     assert len(shown) >= TARGETS
     assert [at.target for at in shown] == sorted({at.target for at in shown}, reverse=True)
     for at in shown:
@@ -68,7 +69,7 @@ def test_it_agrees_with_a_ranking_at_each_target(facts):
 def test_it_goes_from_near_the_start_through_the_target_to_the_lowest():
     facts = make_sweep()
     judged = verdict(facts)
-    goals = [at.target for at in profile(facts, judged)]
+    goals = [at.target for at in profile(facts, judged, SearchTimes(facts))]
     lowest = min(row.best_loss for row in judged.ranking)
     assert goals[0] > TARGET
     assert TARGET in goals
@@ -77,4 +78,4 @@ def test_it_goes_from_near_the_start_through_the_target_to_the_lowest():
 
 def test_nothing_measured_has_none():
     facts = Clockwork(make_study()).facts()
-    assert profile(facts, verdict(facts)) == ()
+    assert profile(facts, verdict(facts), SearchTimes(facts)) == ()
