@@ -46,7 +46,7 @@ def saved(results: Results) -> str:
         for limit, modes in part["figures 1 and 3: racing off and on"].items()
     ]
     height = TOP + ROW * sum(len(modes) for _, modes in groups) + 50  # "off" is the heading's row
-    axis = Axis(0.0, 60.0, LEFT, RIGHT - 190)
+    axis = Axis(0.0, 75.0, LEFT, RIGHT - 190)
     bottom = height - 44
     marks = [x_axis(axis, bottom, "train seconds saved, median of the sweeps, %", top=TOP)]
     marks.append(

@@ -40,7 +40,7 @@ from sweeper.design.refine import plan_stage2
 from sweeper.design.region import choose_region, choose_top
 from sweeper.executors.replay import EPOCH, Recording
 from sweeper.objective import crossing
-from sweeper.racing.standing import Times
+from sweeper.racing.standing import Standing, Times
 from sweeper.replay import replay, with_racing, without_racing
 from sweeper.search.optuna_search import sampler
 from sweeper.space import Categorical, Integer, Point, Space
@@ -224,8 +224,8 @@ def sweep(study: Study, table: Table, seed: int, designs: Designs) -> dict:
     stopped = [f for f in every if f.counted.reason is Reason.FORECAST]
     return {
         "train_s": first.train_s + second.train_s,
-        "top1": list(Times("train").standing(first.end.facts, goal).medians)[:K],
-        "top2": list(standing.medians)[:TOP],
+        "top1": fastest(Times("train").standing(first.end.facts, goal), K),
+        "top2": fastest(standing, TOP),
         "goal": goal,
         "found_s": found_s,
         "cut": len([*first.cut(), *second.cut()]),
@@ -237,13 +237,18 @@ def sweep(study: Study, table: Table, seed: int, designs: Designs) -> dict:
     }
 
 
+def fastest(standing: Standing, k: int) -> list[Point]:
+    return sorted(standing.medians, key=standing.medians.__getitem__)[:k]
+
+
 MODES = {
     "off": without_racing,
-    "cap": lambda s: with_racing(s, order=False, forecast=False),
-    "cap + order": lambda s: with_racing(s, forecast=False),
-    "cap + order + forecast (default)": lambda s: s,
-    "default, repeats capped like any other": lambda s: with_racing(s, replicates=False),
-    "cap + order + forecast + rungs": lambda s: with_racing(s, rungs=True),
+    "cap": lambda s: with_racing(s, expect=False, order=False, forecast=False),
+    "cap + expect": lambda s: with_racing(s, order=False, forecast=False),
+    "cap + expect + order": lambda s: with_racing(s, forecast=False),
+    "cap + expect + order + forecast (default)": lambda s: s,
+    "default, nothing expected": lambda s: with_racing(s, expect=False),
+    "default, with rungs": lambda s: with_racing(s, rungs=True),
 }
 
 

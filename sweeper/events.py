@@ -19,6 +19,7 @@ PROTOCOL_VERSION = 1
 LARGEST = 2**63
 """No step, token count or duration is as large as this: a database's whole numbers end here."""
 PHASES = tuple(Phases().as_dict())
+_NUMBERS = (float, int)  # what JSON has; true is of neither type
 KNOWN_EVENTS = frozenset(
     {
         "run_started",
@@ -70,8 +71,7 @@ def seconds(clock: Any) -> Phases:
         raise EventError(f"clock: got {_shown(clock)}, expected seconds per phase")
     for phase in PHASES:
         value = clock.get(phase, 0.0)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 <= value < LARGEST:
+        if type(value) not in _NUMBERS or not 0 <= value < LARGEST:
             raise EventError(f"clock.{phase}: got {_shown(value)}, expected finite seconds from 0")
     return Phases.from_mapping(clock)
 

@@ -179,7 +179,8 @@ def recorded_plan(
 
 def without_racing(study: Study) -> Study:
     """The study with every rule of [racing] that ends a trial early switched off."""
-    return with_racing(study, cap=False, forecast=False, rungs=False, order=False, fallback=False)
+    off = ("cap", "expect", "forecast", "rungs", "order", "fallback")
+    return with_racing(study, **dict.fromkeys(off, False))
 
 
 def with_racing(study: Study, **switches: Any) -> Study:

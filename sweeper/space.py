@@ -149,6 +149,8 @@ class Bool:
 Parameter = Float | Integer | Categorical | Bool
 NUMERIC = (Float, Integer)
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
 
 class Point(Mapping[str, Value]):
     """One value per active parameter: immutable, ordered by name, hashable, with a stable id.
@@ -161,8 +163,7 @@ class Point(Mapping[str, Value]):
 
     def __init__(self, values: Mapping[str, Value]) -> None:
         self._values = dict(sorted(values.items()))
-        canonical = json.dumps(self._values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        self.id = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        self.id = hashlib.sha256(_CANONICAL.encode(self._values).encode()).hexdigest()[:12]
 
     def __getitem__(self, name: str) -> Value:
         return self._values[name]

@@ -149,7 +149,8 @@ class AttemptOutcome(_Document):
     """How an attempt ended, written last and whole; what was measured is in events.jsonl.
 
     `started_at` and `ended_at` are Unix times for people, `wall_s` is monotonic. `cap_s` is the cap
-    in force when it was stopped for one. `warm`: the trainer was forked from a warm parent.
+    in force when it was stopped for one, or forecast to miss it. `warm`: the trainer was forked from a
+    warm parent.
     `cpu_s` is what the runner and all that it collected, the trainer too, used of processors.
     `stderr_tail` keeps the last lines for a failure's message.
     `observed` is what was seen on the device (lease, telemetry, shares, doubts in words); any doubt

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from sweeper.analysis.confirm import confirmation, looks
@@ -15,7 +16,7 @@ from sweeper.analysis.dataset import StageFacts, StudyFacts
 from sweeper.analysis.prediction import predicted_best
 from sweeper.design.adaptive import add_point, point_of
 from sweeper.design.confirm import extend_confirm
-from sweeper.design.groups import is_forbidden, plan_stage1, winner
+from sweeper.design.groups import is_forbidden, plan_stage1, rivals, winner
 from sweeper.racing.race import Race
 from sweeper.search.base import Seen, Suggest
 from sweeper.space import NUMERIC, Point, Value
@@ -63,9 +64,8 @@ class Stage1:
     _plans: dict[str, StagePlan] = field(default_factory=dict, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        groups = self.study.stage1.group
-        needed = frozenset(g.best_of.group for g in groups if g.best_of is not None)
-        object.__setattr__(self, "race", Race(self.study, self.keep, needed, ordered=True))
+        race = Race(self.study, self.keep, partial(rivals, self.study), ordered=True)
+        object.__setattr__(self, "race", race)
 
     def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
         """Re-plan with the winners that the facts decide; a winner that others were built on stays."""
@@ -88,19 +88,20 @@ class FixedStage:
     """A stage whose plan was made whole before it began: the fraction, or a recorded stage.
 
     `earlier` are the facts of the stages before: their points compete for the `keep` places too.
-    `needed` and `ordered` are for a recorded stage 1 (see `Race`).
+    `first` is for a recorded stage 1, whose trials may change places and decide groups.
     """
 
     study: Study
     fixed: StagePlan
     keep: int | None
     earlier: Sequence[TrialFacts] = ()
-    needed: frozenset[str] = frozenset()
-    ordered: bool = False
+    first: bool = False
     race: Race = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        race = Race(self.study, self.keep, self.needed, self.earlier, ordered=self.ordered)
+        race = Race(self.study, self.keep, earlier=self.earlier)
+        if self.first:
+            race = Race(self.study, self.keep, partial(rivals, self.study), ordered=True)
         object.__setattr__(self, "race", race)
 
     @property
@@ -163,7 +164,8 @@ class AdaptiveStage:
     race: Race = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "race", Race(self.study, self.keep, earlier=self.earlier))
+        race = Race(self.study, self.keep, earlier=self.earlier, foresees=False)
+        object.__setattr__(self, "race", race)
 
     def plan(self, facts: Sequence[TrialFacts], before: StagePlan | None = None) -> StagePlan:
         """The plan so far, with suggestions for the slots that would have nothing to do."""

@@ -15,7 +15,7 @@ from sweeper.events import finite
 from sweeper.executors.base import Slot
 from sweeper.paths import AttemptPaths, write_json
 from sweeper.progress import Progress
-from sweeper.racing.cap import Cap
+from sweeper.racing.cap import UNEXPECTED, Cap
 from sweeper.racing.race import Race
 from sweeper.racing.standing import Standing
 from sweeper.spec import Control, SpecError
@@ -30,7 +30,9 @@ from sweeper.trial import (
 )
 
 SAME_CAP = 0.005
-"""A cap that moves by less than this share is left as it is."""
+"""A cap that moves by less than this share is not worth a word, and left as it is where it falls."""
+_ROUNDING = 1e-6
+"""Caps go to the runner and back as text."""
 NO_CAP_S = 1e9
 """Written where there is no bound any more: a control file cannot take a spec's cap away."""
 
@@ -69,11 +71,11 @@ class Running:
     def bound(self, seconds: float | None, why: str) -> bool:
         """Ask for another cap; True when it differs from the one in force."""
         wanted, now = (NO_CAP_S if s is None else s for s in (seconds, self.cap_s))
-        if math.isclose(wanted, now, rel_tol=SAME_CAP):
-            return False
-        self.cap_s = seconds
-        self._ask(replace(self.control, cap_s=wanted, cap_why=why))
-        return True
+        same = math.isclose(wanted, now, rel_tol=SAME_CAP)
+        if wanted > now or not same:  # whoever is watched for too little is run again
+            self.cap_s = seconds
+            self._ask(replace(self.control, cap_s=wanted, cap_why=why))
+        return not same
 
     def stop(self, why: str) -> None:
         """Ask for its end: it need not go on."""
@@ -108,6 +110,7 @@ class Steering:
     _standing: Standing = field(init=False)
     _plan: StagePlan = field(init=False)
     _announced: str = ""
+    _asked: tuple[float, tuple[float, ...]] = (math.nan, ())
 
     def refresh(self, facts: Mapping[str, TrialFacts], plan: StagePlan) -> None:
         """Take new facts into account."""
@@ -118,20 +121,33 @@ class Steering:
         """The bound of a trial now."""
         return self.race.cap(trial, self._standing, self._plan)
 
-    def order(self, ready: Sequence[PlannedTrial]) -> list[PlannedTrial]:
-        """Waiting trials, the one to start next first."""
-        return self.race.order(ready, self._standing)
+    def order(self, trials: Sequence[PlannedTrial], ready: Sequence[int]) -> list[PlannedTrial]:
+        """Of a plan's trials those that are `ready` (1, else 0), the one to start next first."""
+        return self.race.order(trials, ready, self._standing)
+
+    def reopens(self) -> bool:
+        """Whether trials that have run may matter again since this was last asked.
+
+        That is at another target, or when the winner of a group has become slower (see
+        `matters_again`; who may enter the top k is asked only when nothing else is left).
+        """
+        winners = self.race.winners_s(self._standing, self._plan)
+        before, self._asked = self._asked, (self.target, winners)
+        slower = (now > then for then, now in zip(before[1], self._asked[1], strict=False))
+        return before[0] != self.target or any(slower)
 
     def matters_again(self, trial: PlannedTrial, counted: AttemptFacts) -> bool:
-        """Whether a trial that was cut off could matter after all: a time that capped it is slower now.
+        """Whether a trial that was cut off must be watched for longer than it was.
 
-        It could when the k-th best is beyond what it was judged against. A slack that merely grew
-        with the noise estimate does not reopen anything: the observed top k is the same.
+        A time that capped it is slower now, or does not count any more, or the k-th best is not as
+        fast as expected. Until nothing else is left to run (`race.last`) only the winner of a group
+        counts, for which other trials wait: the k-th best may still get faster.
         """
         if counted.reason not in (Reason.CAP, Reason.FORECAST) or counted.cap_s is None:
             return False
-        bound = self.cap(trial)
-        return bound is None or bound.base_s > counted.cap_s
+        watch = self.race.watch(trial, self._standing, self._plan)
+        least = max(watch.winner_s, watch.top_s if self.race.last else 0.0)
+        return least > counted.cap_s * (1 + _ROUNDING)
 
     def reopened(self, facts: TrialFacts) -> str:
         """Why a trial that was cut off is run again; nothing where it is not, or not for that."""
@@ -139,11 +155,13 @@ class Steering:
         if counted is None or not self.matters_again(facts.trial, counted):
             return ""
         bound = self.cap(facts.trial)
-        now = "nothing caps it now" if bound is None else f"the bound is {bound.base_s:.1f} s now"
-        return (
-            f"{facts.trial.id}: run again: it was cut off by a cap of {counted.cap_s:.1f} s, from a "
-            f"time that has become slower or does not count any more; {now}"
-        )
+        how = "by a cap" if counted.reason is Reason.CAP else "early, judged by a cap"
+        why = "what is known now asks for longer"
+        if UNEXPECTED in counted.message:
+            why = "and the others were not as fast as expected"
+        now = "nothing caps it now" if bound is None else f"its cap is {bound.seconds:.1f} s now"
+        what = f"it was cut off {how} of {counted.cap_s:.1f} s, {why}; {now}"
+        return f"{facts.trial.id}: run again: {what}"
 
     def look(self, running: Running) -> None:
         """Show what an attempt has measured since, and end it where a rule already knows."""
@@ -181,8 +199,7 @@ class Steering:
 
     def fallback(self) -> tuple[float, str] | None:
         """The target to switch to, with the reason; announces a target that looks out of reach."""
-        words = self.race.reachability(self._standing)
-        if words and not self._announced:
+        if not self._announced and (words := self.race.reachability(self._standing)):
             self._announced = words
             self.progress.note(words, "unreachable")
         return self.race.fallback(self._standing)

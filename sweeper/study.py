@@ -222,12 +222,14 @@ class Confirm(Frozen):
 class Racing(Frozen):
     """Which rules may end a trial early (method section 4), each on its own.
 
-    `slack` None means: from the replicate spread. `grace_s` is the least cap. `late_decay` declares
-    that losses fall late, so that no forecast stops a trial. `stretch` lets trials that reached go on
-    to the next target of `[objective] stretch`, once the times of all are within noise of each other.
+    `expect` foresees the k-th best before all points have been seen (see `racing.cap`). `slack` None
+    means: from the replicate spread. `grace_s` is the least cap. `late_decay` declares that losses fall
+    late, so that no forecast stops a trial. `stretch` lets trials that reached go on to the next target
+    of `[objective] stretch`, once the times of all are within noise of each other.
     """
 
     cap: bool = True
+    expect: bool = True
     questions: bool = True
     replicates: bool = True
     order: bool = True
@@ -294,6 +296,17 @@ class Question(Frozen):
         if self.levels and point[self.parameter] not in self.levels:
             return False
         return all(point.get(name) == value for name, value in self.at.items())
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Ids of trials of which one wins for its group, which others build on: on one base of it.
+
+    `several_bases`: the group stands on more than one, and ratios are averaged over them.
+    """
+
+    trials: frozenset[str]
+    several_bases: bool
 
 
 def question_partners(

@@ -5,8 +5,9 @@ It must not know which executor, database or sampler it was given.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -35,6 +36,7 @@ from sweeper.trial import (
     Reason,
     TrialFacts,
 )
+from sweeper.waiting import Waiting
 
 LEASE_TTL_S = 30.0
 TICK_S = 0.2
@@ -104,11 +106,11 @@ class StageRun:
         self._trouble: EnvironmentUnusable | PlanError | None = None
         self._to_retry: set[str] = set()
         self._rest_until: dict[str, float] = {}
-        self._waiting: list[PlannedTrial] | None = None
         self._places = Places(self.executor, self.progress.note)
-        self._stale = True
+        self._stale = self._news = True
         metric = self.study.objective.metric
         self._steering = Steering(self.stage.race, self.progress, self.target, metric)
+        self._waiting = Waiting(self._needs_run, self._steering.order)
         self._behind = Behind()
         validity = self.study.trust
         if self.stage.name in UNRANKED:  # a run on a busy device leaves the same checkpoint
@@ -258,7 +260,7 @@ class StageRun:
             return
         taken = {r.slot.name for r in self._running.values() if r.slot is not None}
         for slot in (s for s in self.executor.slots() if s.name not in taken):
-            trial = next((t for t in self._ready_trials() if self._has_rested(t)), None)
+            trial = next(filter(self._has_rested, self._ready_trials()), None)
             if trial is None or not self._may_start():
                 return
             if self._places.is_left_out(slot):
@@ -310,8 +312,7 @@ class StageRun:
         self.executor.submit(self._begin(trial, attempt, prepared, slot), slot)
         self._to_retry.discard(trial.id)
         self._rest_until.pop(trial.id, None)
-        if self._waiting is not None:  # nothing new is known: the others keep their places
-            self._waiting = [t for t in self._waiting if t.id != trial.id]
+        self._waiting.start(trial)
         self._started += 1
         self._running[str(paths.folder)] = Running(
             trial, attempt, paths, slot, readout.Follow(paths), bound.seconds if bound else None
@@ -464,25 +465,56 @@ class StageRun:
     def _anything_left(self) -> bool:
         return bool(self._ready_trials()) or any(t.open for t in self._plan.trials)
 
-    def _ready_trials(self) -> list[PlannedTrial]:
+    def _ready_trials(self) -> Waiting:
         """Trials that could start now, the next one first; worked out only when something changed."""
-        if self._waiting is None:
+        if self._news:
+            self._news = False
             busy = {r.trial.id for r in self._running.values()}
-            ready = [t for t in self._plan.trials if t.id not in busy and self._needs_run(t)]
-            self._waiting = self._steering.order(ready)
+            self.stage.race.last = False
+            anew = self._steering.reopens()
+            self._waiting.follow(self._plan, self._records.judged, busy, anew=anew)
+            if self._all_were_seen(busy):
+                self.stage.race.last = True
+                self._waiting.add(self._cut_off_too_early(busy))
         return self._waiting
+
+    def _all_were_seen(self, busy: Collection[str]) -> bool:
+        """Whether every trial has had a run that ended, and nothing but second ones can follow."""
+        left = itertools.chain(busy, (trial.id for trial in self._waiting))
+        known = map(self._records.judged.get, left)
+        seen = all(facts is not None and facts.counted is not None for facts in known)
+        return seen and not any(trial.open for trial in self._plan.trials)
+
+    def _cut_off_too_early(self, busy: Collection[str]) -> list[TrialFacts]:
+        """Trials to run again because they were watched for too little (see `matters_again`)."""
+        return [
+            facts
+            for name, facts in self._records.judged.items()
+            if name not in busy and self._is_cut_off_too_early(facts)
+        ]
+
+    def _is_cut_off_too_early(self, known: TrialFacts) -> bool:
+        """Not where it was run again for that, and failed or was rejected for good."""
+        counted = known.counted
+        if counted is None or not self._steering.matters_again(known.trial, counted):
+            return False
+        latest = known.attempts[-1]
+        if latest.reason is Reason.OOM and self._may_shrink(known):
+            return True
+        if latest.outcome is Outcome.FAILED:
+            return tries.may_try_again(known, latest)
+        return latest.outcome is not Outcome.INVALID or may_measure_again(known)
 
     def _settled(self) -> list[TrialFacts]:
         """The facts, with trials that will be run again as if they had not been run yet."""
-        again = {t.id for t in self._ready_trials()} | {r.trial.id for r in self._running.values()}
-        return [
-            TrialFacts(f.trial) if f.attempts and i in again else f
-            for i, f in self._records.judged.items()
-        ]
+        judged = self._records.judged
+        again = {*self._ready_trials().again, *(r.trial.id for r in self._running.values())}
+        tried = [judged[i] for i in again if i in judged and judged[i].attempts]
+        return list({**judged, **{f.trial.id: TrialFacts(f.trial) for f in tried}}.values())
 
     def _changed(self) -> None:
         """Facts or plan are others than they were."""
-        self._waiting, self._stale = None, True
+        self._news = self._stale = True
         self._records.judge()
         self._steering.refresh(self._records.judged, self._plan)
 
@@ -501,7 +533,7 @@ class StageRun:
             return may_measure_again(known)
         if counted.reason is Reason.BUDGET or self._origin(known, self.target) is not None:
             return True
-        return self._steering.matters_again(trial, counted)
+        return self._is_cut_off_too_early(known)
 
     def _may_shrink(self, known: TrialFacts) -> bool:
         return oom.may_shrink(self.study, known.trial.point, known.attempts)

@@ -106,7 +106,7 @@ class Phases(NamedTuple):
     @classmethod
     def from_mapping(cls, clock: Mapping[str, Any]) -> Phases:
         """Known phases of a protocol `clock`; unknown ones are ignored, missing ones are 0."""
-        return cls(*(float(clock.get(name, 0.0)) for name in cls._fields))
+        return cls(*[float(clock.get(name, 0.0)) for name in cls._fields])
 
     def as_dict(self) -> dict[str, float]:
         """Phase name to seconds."""
@@ -135,6 +135,10 @@ class Evaluation(NamedTuple):
     clock: Phases
     value: float
     slice: SliceName = "probe"
+
+
+CONTROL = "control"
+"""The group of the baseline's repeats that a study spreads over stage 1 (`control_every`)."""
 
 
 @dataclass(frozen=True)

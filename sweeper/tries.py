@@ -43,10 +43,10 @@ def breaker(facts: Iterable[TrialFacts], may_shrink: Callable[[TrialFacts], bool
 
     Trials that `may_shrink` (run again, with less memory) and lost ones say nothing yet.
     """
-    tried = [f for f in facts if f.attempts]
-    if any(f.attempts[-1].outcome is not Outcome.FAILED for f in tried):
-        return ""
-    ended = [f.attempts[-1] for f in tried if not may_shrink(f)]
+    facts = list(facts)
+    if any(f.attempts and f.attempts[-1].outcome is not Outcome.FAILED for f in facts):
+        return ""  # so it is nearly always, and soon seen
+    ended = [f.attempts[-1] for f in facts if f.attempts and not may_shrink(f)]
     reasons = Counter(a.reason for a in ended if a.reason is not Reason.LOST)
     for reason, count in reasons.items():
         if count >= BREAKER_AFTER:

@@ -15,7 +15,7 @@ from typing import Any
 from sweeper.analysis.dataset import StageFacts, StudyFacts
 from sweeper.analysis.noise import replicate_noise
 from sweeper.analysis.wording import count, duration, listed, ratio, significant
-from sweeper.objective import best_value, time_to_target
+from sweeper.objective import lowest, time_to_target
 from sweeper.racing.reach import reach
 from sweeper.racing.standing import Times
 from sweeper.space import Point
@@ -140,13 +140,13 @@ def _out_of_memory(stage: StageFacts) -> Iterator[str]:
 
 def _fallback(facts: StudyFacts, stage: StageFacts, target: float) -> Iterator[str]:
     """The tightest round target that half of the configurations came down to, ranked by tokens."""
-    lowest: dict[Point, float] = {}
+    best_of: dict[Point, float] = {}
     for trial, attempt in stage.measured():
-        loss = best_value(attempt.curve)
+        loss = lowest(attempt)
         if loss is not None:
             point = trial.trial.point
-            lowest[point] = min(loss, lowest.get(point, math.inf))
-    losses = sorted(lowest.values())
+            best_of[point] = min(loss, best_of.get(point, math.inf))
+    losses = sorted(best_of.values())
     if len(losses) < 2 or losses[0] <= target:
         return
     half = losses[max(facts.study.stage2.from_top, math.ceil(len(losses) / 2), 1) - 1 : None]

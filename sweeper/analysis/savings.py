@@ -15,12 +15,13 @@ from sweeper.analysis.dataset import SEARCH_STAGES, StageFacts, StudyFacts
 from sweeper.analysis.ranking import unspent_s
 from sweeper.analysis.wording import count
 from sweeper.objective import time_to_target
+from sweeper.racing.cap import UNEXPECTED
 from sweeper.racing.standing import Times
 from sweeper.study import Limits, question_partners
 from sweeper.trial import AttemptFacts, Reason
 
-RUNG = "rung"
-"""How the message of a trial begins that fell at a rung; the reason is the forecast's."""
+RUNG = ": rung at "
+"""In the message of a trial that fell at a rung; the reason is the forecast's."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,17 @@ def rules(facts: StudyFacts) -> tuple[Rule, ...]:
     ended = [a for stage in stages for _, a in stage.measured()]
     limits = facts.study.limits
     declared = facts.study.objective.target
-    capped = [a for a in ended if a.reason is Reason.CAP]
-    rung = [a for a in ended if a.reason is Reason.FORECAST and a.message.startswith(RUNG)]
+    cut = [a for a in ended if a.reason is Reason.CAP]
+    early = [a for a in cut if UNEXPECTED in a.message]
+    capped = [a for a in cut if UNEXPECTED not in a.message]
+    rung = [a for a in ended if a.reason is Reason.FORECAST and RUNG in a.message]
     foreseen = [a for a in ended if a.reason is Reason.FORECAST and a not in rung]
     fell = [a for a in ended if a.reason is Reason.TARGET and _missed(a, declared, facts)]
     arms, repeats = _kept_running(facts, stages)
     carried = [a for a in ended if a.device.get("continues")]
     return (
         _ending("cap", racing.cap, capped, limits, "could not enter the top k any more"),
+        _ending("expect", racing.expect, early, limits, "were not expected in the top k"),
         Rule(
             "order",
             "order",
@@ -77,7 +81,8 @@ def rules(facts: StudyFacts) -> tuple[Rule, ...]:
             "reopen",
             racing.cap,
             _run_again(stages),
-            "runs that were cut off and had to be run again: a time that capped them became slower",
+            "runs that were cut off and had to be run again: a time that capped them became slower, "
+            "or the others were not as fast as expected",
             switch="cap",
         ),
         _cost("questions", racing.questions, arms, "arms of a question, so that it keeps its data"),
@@ -144,7 +149,7 @@ def _kept_running(
         kth = standing.kth(keep)
         if kth is None or not study.racing.cap:
             continue
-        cap_s = kth * standing.slack(study.racing.slack)
+        cap_s = kth * standing.slack(study.racing.slack, keep)
         partners = question_partners(study.questions, [t.point for t in stage.plan.trials])
         runs = Counter(trial.trial.point for trial, _ in stage.measured())
         for trial, attempt in stage.measured():

@@ -81,14 +81,14 @@ class Variant:
         }
 
 
-def sensitivity(facts: StudyFacts, *, target: float) -> tuple[Variant, ...]:
-    """The verdict under every change, the unchanged one left out.
+def sensitivity(facts: StudyFacts, times: SearchTimes, *, target: float) -> tuple[Variant, ...]:
+    """The verdict under every change, the unchanged one left out; `times` are those of the facts.
 
     None with goal "final": the last metric depends on no target, no clock and no cadence.
     """
     if facts.study.objective.is_final:
         return ()
-    for placed in (_confirmed, _Searched(facts)):
+    for placed in (_confirmed, _Searched(facts, times)):
         before = placed(facts, target)
         if before and before[0].reached:  # then like is compared with like
             return tuple(
@@ -112,9 +112,12 @@ def _changes(facts: StudyFacts, target: float) -> Iterator[tuple[str, str, Study
 
 def every_second(curve: Sequence[Evaluation]) -> Curve:
     """The curve as half the evaluations would have shown it; its last one is always among them."""
-    probes = [place for place, kind in enumerate(column(curve, "slice")) if kind == "probe"]
+    kinds, places = column(curve, "slice"), range(len(curve))
+    if "confirmation" not in kinds:
+        return Curve.of(curve).take(places[:-1:2], places[-1:])
+    probes = [place for place in places if kinds[place] == "probe"]
     left_out = set(probes[1:-1:2])
-    return Curve.of(curve).take([n for n in range(len(curve)) if n not in left_out])
+    return Curve.of(curve).take([place for place in places if place not in left_out])
 
 
 def _mapped(
@@ -145,8 +148,8 @@ class _Searched:
     Changes of target or clock leave the runs as they are: they are looked up once.
     """
 
-    def __init__(self, facts: StudyFacts) -> None:
-        self._stages, self._times = facts.stages, SearchTimes(facts)
+    def __init__(self, facts: StudyFacts, times: SearchTimes) -> None:
+        self._stages, self._times = facts.stages, times
 
     def __call__(self, facts: StudyFacts, target: float) -> Sequence[Placed]:
         times = self._times if facts.stages is self._stages else SearchTimes(facts)

@@ -22,13 +22,15 @@ from sweeper.study import Study
 from sweeper.trial import Reason, StageName, TrialFacts
 
 OFF: Mapping[str, bool] = dict.fromkeys(
-    ("cap", "questions", "order", "forecast", "rungs", "fallback"), False
+    ("cap", "expect", "questions", "order", "forecast", "rungs", "fallback"), False
 )
 RULES: Mapping[str, Mapping[str, bool]] = {
     "nothing": OFF,
     "cap": {**OFF, "cap": True},
     "cap + questions": {**OFF, "cap": True, "questions": True},
+    "cap + expect": {**OFF, "cap": True, "expect": True},
     "cap + order": {**OFF, "cap": True, "order": True},
+    "cap + expect + order": {**OFF, "cap": True, "expect": True, "order": True},
     "cap + order + forecast": {**OFF, "cap": True, "order": True, "forecast": True},
     "cap + order + rungs": {**OFF, "cap": True, "order": True, "rungs": True},
 }
@@ -130,16 +132,14 @@ def _play(
     slots: int,
 ) -> Replayed:
     plan = recorded_plan(study, name, facts, target)
-    needed = frozenset(g.best_of.group for g in study.stage1.group if g.best_of is not None)
     earlier = [f for f in facts if f.trial.stage == "stage1"] if name == "stage2" else []
-    first = name == "stage1"
-    stage = FixedStage(study, plan, k, earlier, needed if first else frozenset(), ordered=first)
+    stage = FixedStage(study, plan, k, earlier, first=name == "stage1")
     return replay(study, stage, recordings_of(facts), target=target, slots=slots)
 
 
 def _top(study: Study, run: Replayed, k: int, target: float) -> list[Point]:
     standing = Times(study.objective.clock).standing(run.end.facts, target)
-    return list(standing.medians)[:k]
+    return sorted(standing.medians, key=standing.medians.__getitem__)[:k]
 
 
 def _judge(

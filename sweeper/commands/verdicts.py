@@ -12,14 +12,14 @@ from typing import Any
 
 from sweeper.analysis.dataset import STAGES
 from sweeper.racing.validity import Judged, doubts_of, judge, may_measure_again
-from sweeper.storage.base import Store
+from sweeper.storage.base import Readable
 from sweeper.study import Study
 from sweeper.trial import AttemptFacts, Outcome, Reason, TrialFacts
 
 _FIGURES = re.compile(r"\d[\d.,]*")
 
 
-def judged_trials(study: Study, store: Store) -> Judged:
+def judged_trials(study: Study, store: Readable) -> Judged:
     """All trials of the ranked stages with their verdicts, as the report has them."""
     facts = [f for f in store.facts(study.name) if f.trial.stage in STAGES]
     return judge(facts, study.trust)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from sweeper.design.pairs import Cell, Level, best_level, by_final, by_loss, by_time
 from sweeper.errors import NothingFinished, PlanError
 from sweeper.space import NUMERIC, Point, Space, Value
-from sweeper.study import Group, Row, Study
-from sweeper.trial import AttemptFacts, Outcome, PlannedTrial, StagePlan, TrialFacts
+from sweeper.study import Group, Rivals, Row, Study
+from sweeper.trial import CONTROL, AttemptFacts, Outcome, PlannedTrial, StagePlan, TrialFacts
 
 Winners = Mapping[str, Mapping[str, Value]]
 
@@ -133,10 +133,10 @@ def winner(
     """The winning settings of a group, or None while one of its trials has not ended.
 
     The level with the best mean paired log-ratio over the bases that it shares with other levels
-    (method section 3); each parameter of a `vary` group has its own winner. If nothing reached the
-    target, the same on the fallback ladder, then by loss at equal train seconds. With goal "final" it
-    is the mean paired difference of the final metric. A trial whose
-    attempts all failed counts as ended: call this when nothing will be tried again.
+    (method section 3; see `pairs.by_time`); each parameter of a `vary` group has its own winner. If
+    nothing reached the target, the same on the fallback ladder, then by loss at equal train seconds.
+    With goal "final" it is the mean paired difference of the final metric. A trial whose attempts all
+    failed counts as ended: call this when nothing will be tried again.
 
     Args:
         study: The study that was planned.
@@ -149,8 +149,10 @@ def winner(
         NothingFinished: everything in the group failed.
     """
     declared = next(g for g in study.stage1.group if g.name == group)
+    if any(f.counted is None or f.trial.open for f in facts if group in f.trial.groups):
+        return None  # so it is nearly always, and soon seen
     mine = [f for f in facts if group in f.trial.groups]
-    if not mine or any(f.trial.open or f.counted is None for f in mine):
+    if not mine:
         return None
     attempts: dict[tuple[Level, int], list[AttemptFacts]] = {}
     for row, trial in _ran_for(study, declared, mine):
@@ -171,6 +173,26 @@ def winner(
             found.update(_winning_level(study, rivals, target))
         else:
             found[name] = declared.vary[name][0]
+    return found
+
+
+def rivals(study: Study, trials: Sequence[PlannedTrial]) -> Mapping[str, Sequence[Rivals]]:
+    """For each trial of a group whose winner others take: the trials that it is compared with there.
+
+    Those on its base, in a `vary` group of its parameter alone; it is one of them.
+    """
+    taken = {g.best_of.group for g in study.stage1.group if g.best_of is not None}
+    found: dict[str, list[Rivals]] = {}
+    for group in (g for g in study.stage1.group if g.name in taken):
+        mine = [TrialFacts(t) for t in trials if group.name in t.groups]
+        together: dict[tuple[int, str], set[str]] = {}
+        for row, fact in _ran_for(study, group, mine):
+            for name in row.settings if group.vary else ("",):
+                together.setdefault((row.base, name), set()).add(fact.trial.id)
+        for ids in together.values():
+            one = Rivals(frozenset(ids), several_bases=len(group.bases) > 1)
+            for trial_id in ids:
+                found.setdefault(trial_id, []).append(one)
     return found
 
 
@@ -295,7 +317,7 @@ def _with_controls(study: Study, trials: Sequence[PlannedTrial]) -> Iterator[Pla
                 id=f"s1-control-{count // every:02d}",
                 stage="stage1",
                 label="control: baseline",
-                groups=("control",),
+                groups=(CONTROL,),
                 point=point,
                 seed=study.seed + 500 + count // every,
                 replicate_of=original,

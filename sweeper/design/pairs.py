@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sweeper.noise import PAIR_FACTOR
 from sweeper.objective import TimeToTarget, final_value, time_to_target
 from sweeper.space import Value
 from sweeper.trial import AttemptFacts, Clock, Reason
@@ -40,7 +41,9 @@ def by_time(cells: Sequence[Cell], target: float, clock: Clock, *, limit_s: floa
     """Mean paired log-ratio of time-to-target per level; None when nothing reached.
 
     A censored cell counts as at least its bound, `limit_s` where it used up its steps or diverged,
-    and never as faster than a cell that reached on the same base.
+    and never as faster than a cell that reached on the same base. Over several bases more than
+    `PAIR_FACTOR` x the best of its base counts as that: so long every trial was given, whatever was cut
+    off, and one base where a level is far behind does not outweigh all the others.
     """
     times: dict[tuple[Level, int], float] = {}
     floors: dict[tuple[Level, int], float] = {}
@@ -56,6 +59,10 @@ def by_time(cells: Sequence[Cell], target: float, clock: Clock, *, limit_s: floa
     for (level, base), floor in floors.items():
         slowest = [seconds for (_, other), seconds in times.items() if other == base]
         times[level, base] = max([floor, _HARDLY_ANY_TIME_S, *slowest])
+    bases = {base for _, base in times}
+    if len(bases) > 1:
+        best = {b: min(s for (_, base), s in times.items() if base == b) for b in bases}
+        times = {key: min(s, PAIR_FACTOR * best[key[1]]) for key, s in times.items()}
     return _mean_differences({key: math.log(seconds) for key, seconds in times.items()})
 
 

@@ -142,7 +142,7 @@ def _properties(
     study: Study, facts: Sequence[TrialFacts], top: Top, fraction: Fraction
 ) -> dict[str, Any]:
     """What is printed before a second is spent, as JSON values."""
-    spread, freedom = noise_sd(study, facts, top.target)
+    spread, freedom = noise_sd(study, facts, top.target, top.kth)
     alias = fraction.max_alias
     levels = {factor.name: factor.levels for factor in fraction.factors}
     return {

@@ -13,11 +13,19 @@ from dataclasses import dataclass
 from sweeper.design.groups import is_forbidden
 from sweeper.design.pairs import censored_s
 from sweeper.errors import PlanError
-from sweeper.noise import PAIR_FACTOR, UNKNOWN_SPREAD, known_spread, pooled_spread, slack
+from sweeper.noise import (
+    PAIR_FACTOR,
+    UNKNOWN_SPREAD,
+    Repeats,
+    known_spread,
+    read_beyond,
+    slack,
+    spread_of_the_best,
+)
 from sweeper.objective import best_value, final_value, time_to_target
 from sweeper.space import NUMERIC, Float, Integer, Parameter, Point, Value, show_value
 from sweeper.study import Study, question_partners
-from sweeper.trial import AttemptFacts, Lock, Outcome, TrialFacts
+from sweeper.trial import CONTROL, AttemptFacts, Lock, Outcome, TrialFacts
 
 LEAST_FLOOR = 0.03
 UNKNOWN_FINAL_SD = 0.003
@@ -32,9 +40,10 @@ _Z_ONE_SIDED, _Z_TWO_SIDED = 1.645, 1.96
 class Measured:
     """One distinct point with all its runs. `score` is what it is ranked by, and what is compared.
 
-    That is its time to the target: the median over its runs, or, where most did not reach, the time
-    up to which none had. With goal "final" it is the median of the final metric, and `reached` says
-    that most runs came to the end of their budget. `loss` is the lowest that any run saw.
+    That is its time to the target: the median over its runs (of an even number the slower of the two in
+    the middle, see `racing.standing`), or, where that did not reach, the time up to which none had. With
+    goal "final" it is the median of the final metric, and `reached` says that most runs came to the end
+    of their budget. `loss` is the lowest that any run saw.
     """
 
     point: Point
@@ -96,13 +105,18 @@ def _measured(
         (reached if known else bounds).append(score)
         loss = best_value(attempt.curve)
         losses.extend([] if loss is None else [loss])
-    most = bool(reached) and 2 * len(reached) >= len(runs)
+    if study.objective.is_final:
+        most = bool(reached) and 2 * len(reached) >= len(runs)
+        middle = statistics.median(reached) if most else math.inf
+    else:
+        middle = statistics.median_high([*reached, *(math.inf for _ in bounds)])
+        most = middle < math.inf
     return Measured(
         point=point,
         trial_ids=tuple(fact.trial.id for fact, _ in runs),
         label=runs[0][0].trial.label,
         reached=most,
-        score=statistics.median(reached) if most else max(bounds),
+        score=middle if most else max(bounds),
         loss=min(losses, default=None),
     )
 
@@ -119,21 +133,25 @@ def _score(study: Study, attempt: AttemptFacts, target: float) -> tuple[float, b
     return censored_s(attempt, time, study.limits.trial_s), False
 
 
-def noise_sd(study: Study, facts: Sequence[TrialFacts], target: float) -> tuple[float, int]:
+def noise_sd(
+    study: Study, facts: Sequence[TrialFacts], target: float, kth: float = math.inf
+) -> tuple[float, int]:
     """Standard deviation of the log score between runs of one point, and its degrees of freedom.
 
-    Pooled over points with two or more runs that reached; `noise.UNKNOWN_SPREAD` (of times) or
-    `UNKNOWN_FINAL_SD` (of the final metric) below 4 degrees.
+    Pooled over points with two or more runs that reached, see `noise.spread_of_the_best` for which
+    (`kth`: the time of place k); `noise.UNKNOWN_SPREAD` (of times) or `UNKNOWN_FINAL_SD` (of the final
+    metric) below 4 degrees.
     """
     scores: dict[Point, list[float]] = {}
+    controls = {fact.trial.point for fact in facts if CONTROL in fact.trial.groups}
     for fact in facts:
         attempt = fact.counted
         if attempt is None or attempt.outcome not in (Outcome.REACHED, Outcome.CENSORED):
             continue
         score, known = _score(study, attempt, target)
-        if known:
-            scores.setdefault(fact.trial.point, []).append(score)
-    spread, freedom = pooled_spread(scores.values())
+        scores.setdefault(fact.trial.point, []).append(score if known else math.inf)
+    repeats = [Repeats.of(s, control=point in controls) for point, s in scores.items()]
+    spread, freedom = spread_of_the_best(repeats, kth)
     unknown = UNKNOWN_FINAL_SD if study.objective.is_final else UNKNOWN_SPREAD
     return known_spread(spread, freedom, unknown=unknown), freedom
 
@@ -159,14 +177,14 @@ def choose_top(study: Study, facts: Sequence[TrialFacts], k: int, target: float)
     for goal in ladder:
         able = sorted((m for m in judged[goal] if m.reached), key=lambda m: m.score)
         if len(able) >= k:
-            spread = noise_sd(study, facts, goal)[0]
+            kth = math.inf if study.objective.is_final else able[k - 1].score
+            spread = noise_sd(study, facts, goal, kth)[0]
             limit = able[k - 1].score * math.exp(math.sqrt(2) * spread)
-            chosen = [m for m in able[: 2 * k] if m.score <= limit]
+            bound = kth * read_beyond(
+                study.racing.slack or slack(spread)
+            )  # no end for a final metric
+            chosen = [m for m in able[: 2 * k] if m.score <= min(limit, bound)]
             notes = _top_notes(k, chosen, goal, target)
-            if study.objective.is_final:
-                return Top(tuple(chosen), goal, flagged=False, notes=notes)
-            kth = able[k - 1].score
-            bound = kth * (study.racing.slack or slack(spread))
             return Top(tuple(chosen), goal, flagged=False, kth=kth, bound=bound, notes=notes)
     return _top_by_loss(judged, k)
 
@@ -235,7 +253,7 @@ class _Evidence:
         self._planned = list(dict.fromkeys(planned))
         self._top = [m.point for m in top.points]
         self._incumbent = top.points[0].point
-        self._sd = noise_sd(study, facts, top.target)[0]
+        self._sd = noise_sd(study, facts, top.target, top.kth)[0]
         self._final = study.objective.is_final
         self._watched = _watched(study, self._all, top)
 
@@ -363,7 +381,8 @@ def _watched(study: Study, measured: Sequence[Measured], top: Top) -> Mapping[Po
     That is the top's bound. An arm of a question has twice its fastest partner's time, or the k-th
     best's while none has reached: twice the smaller of them for sure.
     """
-    partners = question_partners(study.questions, [m.point for m in measured])
+    asked = study.questions if study.racing.questions else ()
+    partners = question_partners(asked, [m.point for m in measured])
     reached = {m.point: m.score for m in measured if m.reached}
     watched = {m.point: top.bound for m in measured}
     for point, others in partners.items():

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sweeper.racing.changes import changed
 from sweeper.racing.standing import Run, Standing
 from sweeper.trial import Clock, Evaluation
 
@@ -89,6 +90,8 @@ class Curves:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._tracks: dict[str, Track] = {}
+        self._runs: Sequence[Run] = ()
+        self._finished: list[Finished | None] = []
 
     def tracks(self, standing: Standing) -> tuple[Track, ...]:
         """Every measured curve."""
@@ -96,13 +99,21 @@ class Curves:
 
     def finished(self, standing: Standing) -> tuple[Finished, ...]:
         """Every run that reached and has a curve to compare with."""
-        found = []
-        for run in standing.runs:
-            if run.reached_s is not None:
-                track = self._track(run)
-                if len(track.losses) > 1 and track.tokens_at(standing.target) is not None:
-                    found.append(Finished(_key(run), track, run.reached_s))
-        return tuple(found)
+        runs = standing.runs
+        news = changed(self._runs, runs)
+        del self._finished[len(runs) :]
+        for place in (n for n in news if n < len(runs)):
+            self._finished[place : place + 1] = [self._of(runs[place], standing.target)]
+        self._runs = runs
+        return tuple(filter(None, self._finished))
+
+    def _of(self, run: Run, target: float) -> Finished | None:
+        if run.reached_s is None:
+            return None
+        track = self._track(run)
+        if len(track.losses) < 2 or track.tokens_at(target) is None:
+            return None
+        return Finished(_key(run), track, run.reached_s)
 
     def _track(self, run: Run) -> Track:
         key = _key(run)
@@ -181,9 +192,10 @@ class LeaveOneOut:
             self._target, self._survived = target, set()
         self._seen = keys
         for place, one in enumerate(finished):
-            others = [*finished[:place], *finished[place + 1 :]]
-            if one.key not in self._survived and not _stopped_wrongly(one, others, target):
-                self._survived.add(one.key)
+            if one.key not in self._survived:
+                others = [*finished[:place], *finished[place + 1 :]]
+                if not _stopped_wrongly(one, others, target):
+                    self._survived.add(one.key)
         return Trust(len(finished), len(keys - self._survived), k)
 
 

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain, compress
 
 from sweeper.racing.standing import Run, Standing
 from sweeper.space import Point, Value
@@ -21,7 +22,7 @@ NEWS = 0.02
 
 
 class Order:
-    """Works out orders, each trial's expectation again only when there is something new to go by.
+    """Works out orders of a plan's trials; their expectations only when there is something new.
 
     That is with every ended run up to 50 of them, then whenever 2 % more have ended: an end among
     thousands changes no mean, and thousands of expectations would be the largest cost of a trial.
@@ -33,10 +34,13 @@ class Order:
         self._limit_s = limit_s
         self._known_at = (math.nan, 0)
         self._effects: Mapping[tuple[str, Value], float] = {}
-        self._expected: dict[str, tuple[Point, float, int]] = {}
+        self._trials: Sequence[PlannedTrial] = ()
+        self._groups: list[tuple[str, ...]] = []
+        self._away: list[int] = []
+        self._within: dict[tuple[str, ...], list[int]] = {}
 
     def promising_first(
-        self, ready: Sequence[PlannedTrial], standing: Standing
+        self, trials: Sequence[PlannedTrial], ready: Sequence[int], standing: Standing
     ) -> list[PlannedTrial]:
         """Groups in plan order; inside a group by expected log time, then by nearness to the baseline.
 
@@ -45,29 +49,38 @@ class Order:
         watched. A trial that is the original of a replicate comes before it.
 
         Args:
-            ready: Trials that could start now, in plan order.
+            trials: All trials of the plan, in its order.
+            ready: For each of them 1 if it could start now (only these are put into order), else 0.
             standing: What is known.
         """
         target, seen = self._known_at
-        ended = sum(run.time is not None for run in standing.runs)
-        if target != standing.target or not seen <= ended < max(seen + 1, seen * (1 + NEWS)):
-            self._known_at = (standing.target, ended)
+        news = target != standing.target or not seen <= standing.ended < max(
+            seen + 1, seen * (1 + NEWS)
+        )
+        if news:
+            self._known_at = (standing.target, standing.ended)
             self._effects = _effects(standing, self._limit_s)
-            self._expected.clear()
-        groups: dict[tuple[str, ...], int] = {}
-        for trial in ready:
-            groups.setdefault(trial.groups[:1], len(groups))
-        return sorted(ready, key=lambda trial: (groups[trial.groups[:1]], self._expectation(trial)))
+        if trials is not self._trials:
+            self._trials = trials
+            self._groups = [trial.groups[:1] for trial in trials]
+            self._away = [
+                sum(1 for n, v in t.point.items() if self._baseline.get(n) != v) for t in trials
+            ]
+            news = True
+        if news:
+            self._sort()
+        groups = dict.fromkeys(compress(self._groups, ready))
+        places = (filter(ready.__getitem__, self._within[group]) for group in groups)
+        return [trials[place] for place in chain.from_iterable(places)]
 
-    def _expectation(self, trial: PlannedTrial) -> tuple[float, int]:
-        """Expected log time against the mean, and how many parameters are off the baseline."""
-        known = self._expected.get(trial.id)
-        if known is None or known[0] is not trial.point:
-            point, effects, baseline = trial.point, self._effects, self._baseline
-            expected = math.fsum(effects.get(level, 0.0) for level in point.items())
-            away = sum(1 for n, v in point.items() if baseline.get(n) != v)
-            known = self._expected[trial.id] = (point, round(expected, 6), away)
-        return known[1:]
+    def _sort(self) -> None:
+        """The places of each group's trials: by expectation, then nearness, then as planned."""
+        effect = defaultdict(float, self._effects).__getitem__
+        expected = [round(math.fsum(map(effect, trial.point.items())), 6) for trial in self._trials]
+        self._within = defaultdict(list)
+        keys = list(zip(expected, self._away, strict=True))
+        for place in sorted(range(len(keys)), key=keys.__getitem__):
+            self._within[self._groups[place]].append(place)
 
 
 def _effects(standing: Standing, limit_s: float) -> Mapping[tuple[str, Value], float]:

@@ -47,19 +47,24 @@ class Reach:
 
 def reach(standing: Standing) -> Reach:
     """What a stage's runs say about its target."""
-    used_up = {r.trial.point for r in standing.runs if _used_up(r)}
+    used_up = points_used_up(standing)
     if standing.medians:
-        return Reach(len(used_up), len(standing.medians), None, None)
+        return Reach(used_up, len(standing.medians), None, None)
     losses = [(x, r) for r in standing.runs if r.attempt and (x := lowest(r.attempt)) is not None]
     if not losses:
-        return Reach(len(used_up), len(standing.medians), None, None)
+        return Reach(used_up, 0, None, None)
     nearest, run = min(losses, key=lambda found: found[0])
     assert run.attempt is not None
     probes = [(e.clock.seconds(standing.clock), e.value) for e in run.attempt.curve if _ok(e)]
     end_s = probes[-1][0]
     tail = [value for at_s, value in probes if at_s >= (1 - _TAIL) * end_s]
     slope = max(0.0, tail[0] - min(tail)) / (_TAIL * end_s) if end_s > 0 else 0.0
-    return Reach(len(used_up), len(standing.medians), nearest, nearest - slope * end_s)
+    return Reach(used_up, 0, nearest, nearest - slope * end_s)
+
+
+def points_used_up(standing: Standing) -> int:
+    """How many distinct points used up their limits without reaching."""
+    return len({r.trial.point for r in standing.runs if _used_up(r)})
 
 
 def fallback(standing: Standing, ladder: Sequence[float], k: int) -> tuple[float, str] | None:
@@ -68,15 +73,14 @@ def fallback(standing: Standing, ladder: Sequence[float], k: int) -> tuple[float
     Only when k distinct points have used up their limits and none has reached. The hardest fallback
     that k points crossed, else the hardest that any did; None where nobody crossed any.
     """
-    state = reach(standing)
-    if state.reached or state.used_up < k:
+    if standing.medians or (used_up := points_used_up(standing)) < k:
         return None
     crossed = {goal: _crossed(standing, goal) for goal in sorted(ladder) if goal > standing.target}
     for wanted in (k, 1):
         for goal, count in crossed.items():
             if count >= wanted:
                 words = (
-                    f"{state.used_up} configurations used up their limits and none reached "
+                    f"{used_up} configurations used up their limits and none reached "
                     f"{standing.target:g}: the target is {goal:g} from here on, which {count} crossed"
                 )
                 return goal, words
@@ -91,7 +95,7 @@ def stretch(
     Only when every point that was run reached, at least k of them (two at least), and the slowest is
     within `slack` of the fastest.
     """
-    times = list(standing.medians.values())
+    times = standing.fastest
     points = {r.trial.point for r in standing.runs}
     harder = [goal for goal in ladder if goal < standing.target]
     if not harder or len(times) < max(2, k) or points != standing.medians.keys():

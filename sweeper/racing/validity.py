@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from sweeper.curve import column, seconds
+from sweeper.racing.changes import changed
 from sweeper.study import Validity
 from sweeper.trial import AttemptFacts, Outcome, Reason, TrialFacts
 
@@ -60,35 +62,8 @@ class Judged:
     banner: str = ""
 
 
-Doubts = Mapping[int, Sequence[Doubt]]
-"""By the identity of an attempt; those without any are left out."""
-
-
-class Memory:
-    """Doubts per device, kept until something else is known of that device.
-
-    For who judges the same growing facts again and again; the answers are the same without it.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[tuple[_Run, ...], Mapping[str, Any], Doubts]] = {}
-
-    def doubts(self, device: str, runs: Sequence[_Run], fingerprint: Mapping[str, Any]) -> Doubts:
-        """The doubts about all runs of one device."""
-        now = tuple(runs)
-        before = self._known.get(device)
-        if before is None or before[0] != now or before[1] is not fingerprint:
-            history = _Device(now, fingerprint)
-            found = {id(a): of for point, a in now if (of := history.doubts(point, a))}
-            before = self._known[device] = (now, fingerprint, found)
-        return before[2]
-
-
 def judge(
-    facts: Sequence[TrialFacts],
-    settings: Validity,
-    earlier: Sequence[TrialFacts] = (),
-    memory: Memory | None = None,
+    facts: Sequence[TrialFacts], settings: Validity, earlier: Sequence[TrialFacts] = ()
 ) -> Judged:
     """The verdict on every attempt that measured something.
 
@@ -96,31 +71,107 @@ def judge(
         facts: One or more stages' trials, as recorded.
         settings: The switches.
         earlier: Facts of other stages, for what the devices usually do; they are not judged.
-        memory: From earlier calls on fewer facts of the same study.
     """
-    if not settings.gate:
-        return Judged(tuple(facts))
-    doubts = _doubts([*earlier, *facts], memory or Memory(), mixed=settings.mixed)
-    if not settings.pace:
-        doubts = _of_fingerprints(doubts)
-    if not doubts:
-        return Judged(tuple(facts))
-    latest = [f.counted for f in facts if f.counted is not None and _measured(f.counted)]
-    rejected = [a for a in latest if _rejection(doubts.get(id(a), ())) is not None]
-    lenient = len(latest) >= LEAST_TRIALS and 2 * len(rejected) > len(latest)
-    banner = ""
-    if lenient:
-        banner = (
-            f"The validity gate would reject {len(rejected)} of {len(latest)} trials, so nothing is "
-            "left out: every time is suspect. What disturbs this machine has to be found first."
+    return Judge(settings, earlier).judge(facts)
+
+
+class Judge:
+    """Gives verdicts on the same growing facts again and again, anew only where something is new.
+
+    That is on the devices that something ran on meanwhile. A verdict that stays is the same object.
+    """
+
+    def __init__(self, settings: Validity, earlier: Sequence[TrialFacts] = ()) -> None:
+        """See `judge`."""
+        self._settings = settings
+        self._earlier = earlier
+        self._row: Sequence[TrialFacts] = ()
+        self._runs: dict[str, list[_Run]] = defaultdict(list)
+        self._fingerprinted: list[_Run] = []
+        self._first: Mapping[str, Any] = _NONE
+        self._doubts: dict[str, Mapping[_Key, Sequence[Doubt]]] = {}
+        self._counted: dict[int, _Key] = {}
+        self._given: dict[int, tuple[TrialFacts, Sequence[Sequence[Doubt]], bool, TrialFacts]] = {}
+
+    def judge(self, facts: Sequence[TrialFacts]) -> Judged:
+        """See `judge`; the answer is the same whatever was asked before."""
+        if not self._settings.gate:
+            return Judged(tuple(facts))
+        self._take([*self._earlier, *facts])
+        doubts = {key: of for found in self._doubts.values() for key, of in found.items()}
+        if not doubts:
+            return Judged(tuple(facts))
+        count = len(self._counted)
+        rejected = sum(
+            self._counted.get(key[0]) == key and _rejection(of) is not None
+            for key, of in doubts.items()
         )
-    judged = [
-        replace_attempts(f, [_with(a, doubts.get(id(a), ()), lenient=lenient) for a in f.attempts])
-        if any(id(a) in doubts for a in f.attempts)
-        else f
-        for f in facts
-    ]
-    return Judged(tuple(judged), banner)
+        lenient = count >= LEAST_TRIALS and 2 * rejected > count
+        banner = ""
+        if lenient:
+            banner = (
+                f"The validity gate would reject {rejected} of {count} trials, so nothing is "
+                "left out: every time is suspect. What disturbs this machine has to be found first."
+            )
+        judged = list(self._row)
+        for place in {place for place, _ in doubts}:
+            judged[place] = self._verdict(place, doubts, lenient=lenient)
+        return Judged(tuple(judged[len(self._earlier) :]), banner)
+
+    def _take(self, row: Sequence[TrialFacts]) -> None:
+        """Follow what is new, and doubt anew what ran on devices for which something is."""
+        news = changed(self._row, row)
+        devices: set[str] = set()
+        for place in news:
+            if place < len(self._row):
+                devices |= self._forget(place)
+        for place in news:
+            if place < len(row):
+                devices |= self._know(place, row[place])
+        self._row = row
+        first = self._fingerprinted[0].attempt.fingerprint if self._fingerprinted else _NONE
+        if first is not self._first:
+            self._first = first
+            devices |= self._runs.keys()
+        for device in devices:
+            history = _Device(self._runs[device], first)
+            found = {run.key: history.doubts(run) for run in self._runs[device]}
+            if not self._settings.pace:
+                found = {key: _of_fingerprints(of) for key, of in found.items()}
+            self._doubts[device] = {key: of for key, of in found.items() if of}
+
+    def _forget(self, place: int) -> set[str]:
+        devices = set()
+        for run in _runs_of(place, self._row[place]):
+            devices.add(_device(run.attempt))
+            self._runs[_device(run.attempt)].remove(run)
+            if run in self._fingerprinted:
+                self._fingerprinted.remove(run)
+        self._counted.pop(place, None)
+        return devices
+
+    def _know(self, place: int, facts: TrialFacts) -> set[str]:
+        devices = set()
+        for run in _runs_of(place, facts):
+            devices.add(_device(run.attempt))
+            insort(self._runs[_device(run.attempt)], run, key=_when)
+            if not self._settings.mixed and any(run.attempt.fingerprint.values()):
+                insort(self._fingerprinted, run, key=_when)
+            if run.attempt is facts.counted and place >= len(self._earlier):
+                self._counted[place] = run.key
+        return devices
+
+    def _verdict(
+        self, place: int, doubts: Mapping[_Key, Sequence[Doubt]], *, lenient: bool
+    ) -> TrialFacts:
+        facts = self._row[place]
+        of = [doubts.get((place, n), ()) for n in range(len(facts.attempts))]
+        given = self._given.get(place)
+        if given is None or given[0] is not facts or given[1:3] != (of, lenient):
+            read = zip(facts.attempts, of, strict=True)
+            judged = replace_attempts(facts, [_with(a, d, lenient=lenient) for a, d in read])
+            given = self._given[place] = (facts, of, lenient, judged)
+        return given[3]
 
 
 def may_measure_again(facts: TrialFacts) -> bool:
@@ -157,6 +208,10 @@ def _compared(
 
 
 _NONE: Mapping[str, Any] = {}
+_COMPARED = ("slowed_share", "clock_mhz", "foreign_share", "steal_share")
+"""Figures that are compared with what is usual on the device."""
+_Key: TypeAlias = tuple[int, int]
+"""A trial's place in the row of all facts, and an attempt's among its attempts."""
 
 
 def replace_attempts(facts: TrialFacts, attempts: Sequence[AttemptFacts]) -> TrialFacts:
@@ -191,62 +246,65 @@ def _with(attempt: AttemptFacts, doubts: Sequence[Doubt], *, lenient: bool) -> A
     )
 
 
+class _Run(NamedTuple):
+    """One run of a point: which attempt of the trial in which place of the row."""
+
+    key: _Key
+    point: str
+    attempt: AttemptFacts
+
+
+def _runs_of(place: int, facts: TrialFacts) -> list[_Run]:
+    """The attempts of a trial that measured something."""
+    point = facts.trial.point.id
+    return [_Run((place, n), point, a) for n, a in enumerate(facts.attempts) if _measured(a)]
+
+
+def _when(run: _Run) -> tuple[float, _Key]:
+    """In the order of their starts; of two at once the first in the row."""
+    return run.attempt.started_at, run.key
+
+
 class _Control(NamedTuple):
     """A configuration that ran often on a device: when, at what pace, and its usual pace."""
 
     point: str
-    paces: Sequence[tuple[float, float]]
+    at: Sequence[float]
+    paces: Sequence[float]
     usual: float
 
 
-_Run = tuple[str, AttemptFacts]  # a point's id, and one run of it
-
-
-def _of_fingerprints(doubts: Doubts) -> Doubts:
+def _of_fingerprints(doubts: Sequence[Doubt]) -> Sequence[Doubt]:
     """Those that have nothing to do with how long a run took."""
-    kept = {
-        of: tuple(d for d in found if d.reason is Reason.FINGERPRINT)
-        for of, found in doubts.items()
-    }
-    return {of: found for of, found in kept.items() if found}
-
-
-def _doubts(facts: Sequence[TrialFacts], memory: Memory, *, mixed: bool) -> Doubts:
-    """Everything that speaks against any attempt, device by device."""
-    known = [(f.trial.point.id, a) for f in facts for a in f.attempts if _measured(a)]
-    known.sort(key=lambda run: run[1].started_at)
-    fingerprints = (a.fingerprint for _, a in known if any(a.fingerprint.values()))
-    first = _NONE if mixed else next(fingerprints, _NONE)
-    by_device: dict[str, list[_Run]] = defaultdict(list)
-    for run in known:
-        by_device[_device(run[1])].append(run)
-    found: dict[int, Sequence[Doubt]] = {}
-    for device, runs in by_device.items():
-        found.update(memory.doubts(device, runs, first))
-    return found
+    return tuple(d for d in doubts if d.reason is Reason.FINGERPRINT)
 
 
 class _Device:
     """What one device did in all attempts of a study, in the order of their starts."""
 
     def __init__(self, runs: Sequence[_Run], fingerprint: Mapping[str, Any]) -> None:
-        self._runs = [attempt for _, attempt in runs]
         self._fingerprint = fingerprint
-        self._by_point: dict[str, list[AttemptFacts]] = defaultdict(list)
-        for point, attempt in runs:
-            if _pace(attempt) is not None:
-                self._by_point[point].append(attempt)
-        self._controls = []
-        for point, of in self._by_point.items():
-            if len(of) >= CONTROL_RUNS:
-                paces = [(a.started_at, p) for a in of if (p := _pace(a)) is not None]
-                usual = _lower_median([p for _, p in paces])
-                self._controls.append(_Control(point, paces, usual))
-        self._change = _lower_median([_change(a) for a in self._runs])
+        at: dict[str, list[float]] = defaultdict(list)
+        paces: dict[str, list[float]] = defaultdict(list)
+        for run in runs:
+            if (pace := _pace(run.attempt)) is not None:
+                at[run.point].append(run.attempt.started_at)
+                paces[run.point].append(pace)
+        self._controls = [
+            _Control(point, at[point], of, _lower_median(of))
+            for point, of in paces.items()
+            if len(of) >= CONTROL_RUNS
+        ]
+        self._paces = {point: sorted(of) for point, of in paces.items()}
+        self._change = _lower_median([_change(run.attempt) for run in runs]) if runs else 1.0
+        self._figures = {
+            key: sorted(x for run in runs if (x := _figure(run.attempt, key)) is not None)
+            for key in _COMPARED
+        }
 
-    def doubts(self, point: str, attempt: AttemptFacts) -> list[Doubt]:
+    def doubts(self, run: _Run) -> Sequence[Doubt]:
         """Everything that speaks against one attempt, what makes it invalid with its reason."""
-        found = []
+        found, (_, point, attempt) = [], run
         same = self._fingerprint == attempt.fingerprint  # nearly always, and quickly seen
         if not same and (other := differences(self._fingerprint, attempt.fingerprint)):
             words = f"another fingerprint than the study's first trial: {'; '.join(sorted(other))}"
@@ -265,12 +323,12 @@ class _Device:
         """Throttling that the device itself told of, or clocks below its usual ones."""
         share = _figure(attempt, "slowed_share") or 0.0
         if share >= SLOWED_SUSPECT:
-            unusual = share > UNUSUAL * self._usual(attempt, "slowed_share")
+            unusual = share > UNUSUAL * self._usual(share, "slowed_share")
             sure = unusual and (share >= SLOWED_INVALID or drift >= DRIFT_SUSPECT)
             words = f"clocks were slowed down by heat or hardware in {share:.0%} of the looks"
             yield Doubt(words, Reason.THROTTLED if sure else None)
         clock = _figure(attempt, "clock_mhz")
-        if clock is not None and clock < LOW_CLOCK * (usual := self._usual(attempt, "clock_mhz")):
+        if clock is not None and clock < LOW_CLOCK * (usual := self._usual(clock, "clock_mhz")):
             words = f"its clock was {clock:.0f} MHz, the device's usual one is {usual:.0f} MHz"
             yield Doubt(words, Reason.THROTTLED if drift >= DRIFT_SUSPECT else None)
 
@@ -283,7 +341,7 @@ class _Device:
             share = _figure(attempt, key) or 0.0
             if share < TAKEN_SUSPECT:
                 continue
-            unusual = share > UNUSUAL * self._usual(attempt, key)
+            unusual = share > UNUSUAL * self._usual(share, key)
             sure = unusual and (share >= TAKEN_INVALID or drift >= DRIFT_SUSPECT)
             words = f"{who} {share:.0%} of its processors' time"
             yield Doubt(words, Reason.SHARED_DEVICE if sure else None)
@@ -293,9 +351,8 @@ class _Device:
         pace = _pace(attempt)
         if pace is None:
             return 1.0, ""
-        runs = self._by_point[point]
-        others = [p for a in runs if a is not attempt and (p := _pace(a)) is not None]
-        against = pace / _lower_median(others) if others else 1.0
+        others = _lower_median_of_others(self._paces[point], pace)
+        against = 1.0 if others is None else pace / others
         change, usual = _change(attempt), self._change
         if against < DRIFT_SUSPECT <= change / usual:  # alone it is weak: some do it by design
             return DRIFT_SUSPECT, (
@@ -312,19 +369,16 @@ class _Device:
         for control in self._controls:
             if control.point == point:
                 continue
-            before = [p for at, p in control.paces if at <= attempt.started_at]
-            after = [p for at, p in control.paces if at > attempt.started_at]
-            if before and after:
-                slower = min(before[-1], after[0]) / control.usual
+            after = bisect_right(control.at, attempt.started_at)
+            if 0 < after < len(control.at):
+                slower = min(control.paces[after - 1 : after + 1]) / control.usual
                 if slower >= DRIFT_SUSPECT:
                     return f"the control runs around it took {slower:.2f} x their usual time"
         return ""
 
-    def _usual(self, attempt: AttemptFacts, key: str) -> float:
+    def _usual(self, own: float, key: str) -> float:
         """The lower median of a figure over the device's other attempts; 0 when there is none."""
-        others = (a for a in self._runs if a is not attempt)
-        known = [x for a in others if (x := _figure(a, key)) is not None]
-        return _lower_median(known) if known else 0.0
+        return _lower_median_of_others(self._figures[key], own) or 0.0
 
 
 def _device(attempt: AttemptFacts) -> str:
@@ -378,10 +432,14 @@ def _pace_and_change(attempt: AttemptFacts) -> tuple[float | None, float]:
 
 
 def _rates(attempt: AttemptFacts) -> list[float]:
-    curve, probes = attempt.curve, [kind == "probe" for kind in column(attempt.curve, "slice")]
-    train = list(compress(seconds(curve, "train"), probes))
-    tokens = list(compress(column(curve, "tokens"), probes))
-    work = list(map(float, tokens if any(tokens) else compress(column(curve, "step"), probes)))
+    curve = attempt.curve
+    train, tokens, work = seconds(curve, "train"), column(curve, "tokens"), column(curve, "step")
+    kinds = column(curve, "slice")
+    if "confirmation" in kinds:
+        probes = [kind == "probe" for kind in kinds]
+        train, tokens, work = (list(compress(found, probes)) for found in (train, tokens, work))
+    if any(tokens):
+        work = tokens
     return [
         (after - before) / (w1 - w0)
         for before, after, w0, w1 in zip(train, train[1:], work, work[1:], strict=False)
@@ -392,3 +450,11 @@ def _rates(attempt: AttemptFacts) -> list[float]:
 def _lower_median(values: Sequence[float]) -> float:
     """Of two, the smaller: being slower is what needs a reason."""
     return sorted(values)[(len(values) - 1) // 2]
+
+
+def _lower_median_of_others(ascending: Sequence[float], own: float) -> float | None:
+    """Of all values but one's own; None when there are no others."""
+    if len(ascending) < 2:
+        return None
+    place = (len(ascending) - 2) // 2
+    return ascending[place if place < bisect_left(ascending, own) else place + 1]

@@ -290,6 +290,7 @@ class Attempt:
         source: Literal["trainer", "runner"] = "trainer"
         if recorder is not None and recorder.clock_source is not None:
             source = recorder.clock_source
+        judged_by_cap = (Reason.CAP, Reason.FORECAST)
         outcome = AttemptOutcome(
             study=spec.study,
             trial=spec.trial,
@@ -302,7 +303,7 @@ class Attempt:
             started_at=self.started_at,
             ended_at=time.time(),
             wall_s=time.monotonic() - self._began_at,
-            cap_s=self.stop.cap_s if self.stop and verdict.reason is Reason.CAP else None,
+            cap_s=self.stop.cap_s if self.stop and verdict.reason in judged_by_cap else None,
             clock_source=source,
             cpu_s=sum(os.times()[:4]),
             warm=isinstance(self._trainer, launch.Forked),

@@ -16,8 +16,9 @@ from sweeper.analysis.prediction import best_untested
 from sweeper.analysis.questions import answers
 from sweeper.analysis.response import Response, observe
 from sweeper.analysis.sensitivity import every_second, sensitivity
+from sweeper.analysis.times import SearchTimes
 from sweeper.study import Question
-from sweeper.trial import Reason
+from sweeper.trial import Evaluation, Phases, Reason
 from tests.fakes.facts import TARGET, Clockwork, make_study, make_sweep
 
 METHOD = Question(text="Does it pay?", parameter="optim.method")
@@ -137,7 +138,8 @@ def test_a_step_that_nobody_ran_is_expected_by_the_model_and_said_so():
 
 
 def test_sensitivity_says_who_wins_under_each_change():
-    found = {v.name: v for v in sensitivity(make_sweep(), target=TARGET)}
+    facts = make_sweep()
+    found = {v.name: v for v in sensitivity(facts, SearchTimes(facts), target=TARGET)}
     assert set(found) == {
         "target 2.525 (+1 %)", "target 2.475 (-1 %)", "clock train+eval", "clock wall",
         "every second evaluation",
@@ -156,6 +158,18 @@ def test_every_second_evaluation_keeps_the_crossing():
     half = every_second(curve)
     assert len(half) == math.ceil(len(curve) / 2) + (len(curve) % 2 == 0)
     assert half[-1] == curve[-1]
+
+
+@pytest.mark.parametrize("probes", range(7))
+def test_every_second_evaluation_is_the_same_with_and_without_larger_slices(probes):
+    plain = [Evaluation(n, n, Phases(train=n), 3.0 - n) for n in range(probes)]
+    both = [e._replace(slice=kind) for e in plain for kind in ("probe", "confirmation")]
+    kept = [e for e in plain if e.step % 2 == 0 or e.step == probes - 1]
+    for curve in (plain, both):
+        half = every_second(curve)
+        assert [e for e in half if e.slice == "probe"] == kept
+        larger = [e for e in curve if e.slice == "confirmation"]
+        assert [e for e in half if e.slice == "confirmation"] == larger
 
 
 def test_the_chance_to_reach_counts_misses_and_leaves_caps_out():

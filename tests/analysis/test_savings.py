@@ -19,8 +19,8 @@ def study(tmp_path):
     return load(tmp_path / "study.toml")
 
 
-def told(study, **played):
-    end = replay(study, Stage1(study, 2), recording, target=2.0, **played).end
+def told(study, keep=2, **played):
+    end = replay(study, Stage1(study, keep), recording, target=2.0, **played).end
     facts = StageFacts(end.record.plan, end.facts, end.record.effective_target)
     return {rule.name: rule for rule in rules(StudyFacts(study, {"stage1": facts}))}, end.facts
 
@@ -34,6 +34,24 @@ def test_caps_and_forecasts_are_told_apart(study):
     assert 0 < found["cap"].saved_s <= unspent
     assert found["order"].saved_s is None
     assert "sweep replay" in found["order"].words
+
+
+def test_who_was_not_expected_and_who_fell_at_a_rung_are_told_apart(tmp_path):
+    levels = "lr = [0.01, 0.02, 0.03, 0.001, 0.0015, 0.1, 0.08, 0.012, 0.009, 0.011, 0.013]"
+    text = STUDY.replace("CAP", "true").replace("lr = [0.003, 0.01, 0.03]", levels)
+    (tmp_path / "study.toml").write_text(text)
+    study = load(tmp_path / "study.toml")
+    switches = {"forecast": False, "order": False}
+    found, facts = told(with_racing(study, **switches), keep=4)
+    early = [f for f in facts if "not expected in the top" in f.counted.message]
+    assert found["expect"].trials == len(early) > 0
+    assert found["cap"].trials + found["expect"].trials == sum(
+        f.counted.reason is Reason.CAP for f in facts
+    )
+    found, facts = told(with_racing(study, rungs=True, expect=False, **switches))
+    fell = [f for f in facts if f.counted.reason is Reason.FORECAST]
+    assert found["rungs"].trials == len(fell) > 0
+    assert found["forecast"].trials == 0
 
 
 def test_what_is_off_saves_nothing(study):

@@ -18,7 +18,7 @@ from sweeper.replay import (
 )
 from sweeper.stages import FixedStage, Stage1
 from sweeper.study_file import load
-from sweeper.trial import Evaluation, Outcome, Phases, Reason
+from sweeper.trial import Evaluation, Outcome, Phases, PlannedTrial, Reason, StagePlan
 from tests.loop.test_sweep import STUDY, seconds_of
 
 
@@ -42,8 +42,8 @@ def study(tmp_path):
 
 
 def times(run):
-    clock = {f.trial.id: f.counted.phases.train for f in run.end.facts}
-    return sorted((s, i) for i, s in clock.items() if s)
+    reached = [f for f in run.end.facts if f.counted.outcome is Outcome.REACHED]
+    return sorted((f.counted.phases.train, f.trial.id) for f in reached)
 
 
 @pytest.mark.parametrize("slots", [1, 3])
@@ -122,6 +122,86 @@ def test_a_time_that_becomes_slower_reopens_who_it_cut_off(study):
     lost = next(f for f in run.end.facts if f.trial.id == third.trial.id).attempts[0]
     assert (found.trials, found.saved_s) == (1, pytest.approx(-lost.phases.train))
     assert tries["s1-again"] == [Reason.CAP]  # it had twice its point's first time already
+
+
+def played(study, *seconds, slots=1, keep=3, spoiled=None, **racing):
+    """Points that take so long, in this order, where `keep` are kept.
+
+    One that takes None fails; the second run of `spoiled[0]` ends as `spoiled[1]`.
+    """
+    racing = with_racing(study, **{"forecast": False, "order": False, **racing})
+    points = [
+        study.space.point({"lr": 0.002 + 0.001 * i, "batch": 64}) for i in range(len(seconds))
+    ]
+    trials = tuple(
+        PlannedTrial(f"t{i}", "stage1", "", ("A",), point, 1) for i, point in enumerate(points)
+    )
+    plan = StagePlan("toy", "stage1", 2.0, trials, len(trials), len(trials))
+
+    def find(spec):
+        end_s = seconds[int(spec.trial[1:])]
+        if end_s is None:
+            return Recording((), Phases(), Reason.CRASHED)
+        if spoiled is not None and (spec.trial, spec.attempt) == (spoiled[0], 2):
+            return Recording((), Phases(), spoiled[1])
+        clocks = [Phases(train=0.5 * i) for i in range(int(2 * end_s) + 1)]
+        curve = tuple(Evaluation(i, i, c, 4 - 2 * c.train / end_s) for i, c in enumerate(clocks))
+        return Recording(curve, curve[-1].clock, Reason.STEPS)
+
+    return replay(racing, FixedStage(racing, plan, keep), find, target=2.0, slots=slots)
+
+
+def tries_of(run):
+    return {f.trial.id: [a.reason for a in f.attempts] for f in run.end.facts}
+
+
+WRONG = (10.0, 11.0, 30.0, 40.0, 45.0, 46.0, 47.0, 48.0)
+"""Nothing like what is expected after the first two: a third place that is far behind."""
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_who_was_not_expected_in_the_top_is_run_again_only_where_that_was_wrong(study, slots):
+    run = played(study, *WRONG, slots=slots)
+    assert tries_of(run)["t2"] == [Reason.CAP, Reason.TARGET]
+    assert all(of == [Reason.CAP, Reason.CAP] for name, of in tries_of(run).items() if name > "t2")
+    first = [f.attempts[0] for f in run.end.facts]
+    assert all("not expected in the top 3 after" in a.message for a in first[2:])
+    began = sorted((a.started_at, a.attempt) for f in run.end.facts for a in f.attempts)
+    assert [attempt for _, attempt in began] == 8 * [1] + 6 * [2]
+    words = next(n for n in run.notes if n.startswith("t2: run again"))
+    assert "and the others were not as fast as expected" in words
+    free = played(study, *WRONG, cap=False)
+    assert times(free)[:3] == times(run)[:3]
+
+
+def test_who_was_expected_to_be_out_is_out_and_not_run_again(study):
+    seconds = (10.0, 11.0, 40.0, 39.0, 10.5, 38.0, 37.0, 12.5)
+    run = played(study, *seconds)
+    assert all(len(of) == 1 for of in tries_of(run).values())
+    plain = played(study, *seconds, expect=False)
+    assert run.train_s < plain.train_s
+    assert times(run)[:3] == times(plain)[:3]
+
+
+def test_failed_points_do_not_keep_the_others_waiting_to_be_seen(study):
+    """A third of the points never has a time: whoever was cut off for them is run again all the same."""
+    run = played(study, 10.0, 11.0, 30.0, 40.0, None, None, None)
+    assert tries_of(run)["t2"] == [Reason.CAP, Reason.TARGET]
+    assert run.end.ending == "complete"
+    assert (
+        times(run)[:3]
+        == times(played(study, 10.0, 11.0, 30.0, 40.0, None, None, None, cap=False))[:3]
+    )
+
+
+@pytest.mark.parametrize("reason", [Reason.CRASHED, Reason.OOM, Reason.SHARED_DEVICE])
+def test_a_second_run_that_fails_is_not_started_for_ever(study, reason):
+    run = played(study, *WRONG, spoiled=("t2", reason))
+    tries = tries_of(run)["t2"]
+    assert tries[:2] == [Reason.CAP, reason]
+    again = [Reason.TARGET] if reason is Reason.SHARED_DEVICE else []  # measured once more
+    assert tries[2:] == again
+    assert run.end.ending == "complete"
 
 
 def test_stage_two_starts_with_the_caps_of_stage_one(study):

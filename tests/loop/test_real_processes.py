@@ -92,7 +92,7 @@ class Real:
 def test_a_cap_that_is_lowered_stops_a_trial_that_runs(tmp_path):
     """The slow trial starts first and uncapped; two fast ones beside it set its cap."""
     configs = "[{ lr = 0.0001 }, { lr = 0.01 }, { lr = 0.011 }]"
-    real = Real(tmp_path, configs, racing="forecast = false", options="--tau-s 1.5")
+    real = Real(tmp_path, configs, racing="forecast = false\nexpect = false", options="--tau-s 1.5")
     end = real.run(slots=2)
     slow = end.facts[0].counted
     paths = real.home.attempt("real", end.facts[0].trial.id, 1)
@@ -117,6 +117,8 @@ def test_a_forecast_stops_a_trial_that_runs(tmp_path):
     spec = AttemptSpec.read(real.home.attempt("real", end.facts[2].trial.id, 1).spec)
     assert (late.outcome, late.reason) == (Outcome.CENSORED, Reason.FORECAST)
     assert 0.5 * spec.cap_s <= late.phases.train < spec.cap_s
+    asked = Control.read(real.home.attempt("real", end.facts[2].trial.id, 1).control)
+    assert late.cap_s == (asked.cap_s or spec.cap_s)  # what it was judged against: it may run again
     assert "forecast to cross at" in late.message
     assert "0 wrong stops in 2 finished curves" in late.message
 

@@ -228,13 +228,14 @@ def test_equal_configs_are_medianed(study_text, write_study, make):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(1.0, 500.0), min_size=4, max_size=4))
 def test_winner_agrees_with_the_mean_log_ratio(ngpt, make, times):
-    """On the eight trials of ngpt's group A, against the definition written out."""
+    """On the eight trials of ngpt's group A, against the definition written out: ratios up to 2."""
     trials = plan_stage1(ngpt, {}).trials
     slow, quick = [times[0], times[1], 30.0, 40.0], [times[2], times[3], 35.0, 38.0]
     table = {f"s1-A{1 + 2 * i}": slow[i] for i in range(4)}
     table |= {f"s1-A{2 + 2 * i}": quick[i] for i in range(4)}
     facts = make.facts_of(trials, lambda t: table.get(t.id))
-    mean = sum(math.log(a / b) for a, b in zip(slow, quick, strict=True)) / 4
+    ratios = [a / b for a, b in zip(slow, quick, strict=True)]
+    mean = sum(math.log(min(2, max(0.5, ratio))) for ratio in ratios) / 4
     if abs(mean) > 1e-9:
         expected = "newton_schulz" if mean < 0 else "polar_express"
         assert winner(ngpt, "A", facts, 5.0) == {"optim.muon.orthogonalizer": expected}

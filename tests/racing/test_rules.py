@@ -38,14 +38,14 @@ def test_order_prefers_levels_that_did_well_and_keeps_groups_in_plan_order(bench
         bench.trial("x16", batch=16, lr=0.05),
         bench.trial("y16", groups=("B",), batch=16, lr=0.1),
     ]
-    order = Order(bench.study.space.baseline(), 100).promising_first(waiting, standing)
+    order = Order(bench.study.space.baseline(), 100).promising_first(waiting, [1, 1, 1], standing)
     assert [t.id for t in order] == ["x16", "x8", "y16"]
 
 
 def test_order_without_knowledge_starts_near_the_baseline(bench):
     standing = Race(bench.study, 2).standing([], TARGET)
     waiting = [bench.trial("far", batch=64, lr=0.5), bench.trial("near", batch=8)]
-    order = Order(bench.study.space.baseline(), 100).promising_first(waiting, standing)
+    order = Order(bench.study.space.baseline(), 100).promising_first(waiting, [1, 1], standing)
     assert [t.id for t in order] == ["near", "far"]
 
 
@@ -183,5 +183,8 @@ def test_a_standing_worked_out_bit_by_bit_is_the_one_worked_out_at_once(bench):
         grown, whole = race.standing(facts, target), Race(bench.study, 2).standing(facts, target)
         assert grown.runs == whole.runs
         assert grown.medians == whole.medians
-        assert list(grown.medians.values()) == sorted(grown.medians.values())
-        assert (grown.degrees, grown.spread) == (whole.degrees, pytest.approx(whole.spread))
+        assert (grown.fastest, grown.reached) == (whole.fastest, whole.reached)
+        assert list(grown.fastest) == sorted(grown.medians.values())
+        assert grown.ended == sum(run.time is not None for run in grown.runs)
+        assert grown.seen == len({run.trial.point for run in grown.runs if run.time is not None})
+        assert {*grown.repeats} == {*whole.repeats}

@@ -1,6 +1,8 @@
 """The validity gate on recorded telemetry: throttling, foreign work, slow hosts, other fingerprints."""
 
 import json
+import operator
+import random
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ from sweeper.commands.look import trial_document
 from sweeper.commands.status import status_document
 from sweeper.commands.verdicts import attempt_verdict, judged_trials
 from sweeper.errors import MixedFingerprints
-from sweeper.racing.validity import doubts_of, judge
+from sweeper.racing.validity import Judge, doubts_of, judge
 from sweeper.report import console
 from sweeper.study import Validity
 from sweeper.trial import Evaluation, Outcome, Phases, Reason, TrialFacts
@@ -42,6 +44,29 @@ def run(bench, name, *, pace=1.0, at=0.0, core=0, later=1.0, fingerprint=None, *
 
 def verdicts(*facts, settings=ON):
     return [f.attempts[0] for f in judge(facts, settings).facts]
+
+
+def test_verdicts_given_bit_by_bit_are_those_given_at_once(bench):
+    draw = random.Random(5)
+    row = [TrialFacts(bench.trial(f"s1-{n}", batch=16 + n % 5)) for n in range(16)]
+    earlier = quiet(bench)
+    settings = Validity()
+    grown = Judge(settings, earlier)
+    for turn in range(60):
+        place = draw.randrange(16)
+        shares = {draw.choice(["foreign_share", "slowed_share"]): draw.choice([0.0, 0.12, 0.4])}
+        pace, clock = draw.choice([1.0, 1.3, 1.6]), draw.choice([1900.0, 1500.0])
+        number = f"{row[place].trial.id} {row[place].trial.point['batch']}"
+        ran = run(
+            bench, number, pace=pace, at=draw.randrange(9), core=draw.randrange(2),
+            fingerprint={"hardware": draw.choice("xxxy")}, clock_mhz=clock, **shares,
+        )  # fmt: skip
+        again = replace(ran.attempts[0], attempt=len(row[place].attempts) + 1)
+        kept = () if turn % 9 == 8 else (*row[place].attempts[-2:], again)
+        row[place] = TrialFacts(row[place].trial, kept)
+        before, judged = grown.judge(row), grown.judge(row)
+        assert judged == judge(row, settings, earlier)
+        assert all(map(operator.is_, before.facts, judged.facts))
 
 
 def quiet(bench):

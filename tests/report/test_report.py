@@ -12,6 +12,8 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sweeper.commands.output import attempt_document
 from sweeper.report import answers, figures, json_report, write_report
@@ -298,6 +300,19 @@ def test_every_state_of_a_study_has_a_report(tmp_path, name, facts):
     parse(written.html.read_text())
     for target in (2.2, 3.2):
         json.dumps(document(facts, target=target), allow_nan=False)
+
+
+numbers = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(-10, 10),
+    st.integers(-(10**6), 10**6).map(lambda n: n / 20_000),  # halves of a decimal among them
+)
+
+
+@given(st.lists(numbers, max_size=20), st.sampled_from([4, 6]))
+def test_numbers_are_rounded_together_as_one_by_one(values, digits):
+    one_by_one = [round(value, digits) for value in values]
+    assert list(map(repr, json_report.rounded(values, digits))) == list(map(repr, one_by_one))
 
 
 def test_censored_trials_are_arrows_and_never_dots():
