@@ -62,6 +62,9 @@ TRIVIAL = "{trivial}"
 [validity]
 gate = false  # other tests have the same processors
 
+[racing]
+cap = {cap}
+
 [limits]
 steps = {steps}
 trial_s = {trial_s}
@@ -272,6 +275,8 @@ class Sweep:
             "step_s": 0.1,
         } | values
         places.setdefault("slow_tau_s", 2 * places["tau_s"])
+        # on a virtual clock it would be chance which trials end before anybody has looked at a cap
+        places.setdefault("cap", str("--virtual-clock" not in places["trivial"]).lower())
         (folder / "base.toml").write_text(BASE.format(**places), encoding="utf-8")
         path = folder / "study.toml"
         text = STUDY.format(**places)
