@@ -40,7 +40,7 @@ from sweeper.design.refine import plan_stage2
 from sweeper.design.region import choose_region, choose_top
 from sweeper.executors.replay import EPOCH, Recording
 from sweeper.objective import crossing
-from sweeper.racing.standing import Standing, Times
+from sweeper.racing.standing import Times
 from sweeper.replay import replay, with_racing, without_racing
 from sweeper.search.optuna_search import sampler
 from sweeper.space import Categorical, Integer, Point, Space
@@ -224,8 +224,8 @@ def sweep(study: Study, table: Table, seed: int, designs: Designs) -> dict:
     stopped = [f for f in every if f.counted.reason is Reason.FORECAST]
     return {
         "train_s": first.train_s + second.train_s,
-        "top1": fastest(Times("train").standing(first.end.facts, goal), K),
-        "top2": fastest(standing, TOP),
+        "top1": Times("train").standing(first.end.facts, goal).best(K),
+        "top2": standing.best(TOP),
         "goal": goal,
         "found_s": found_s,
         "cut": len([*first.cut(), *second.cut()]),
@@ -235,10 +235,6 @@ def sweep(study: Study, table: Table, seed: int, designs: Designs) -> dict:
             for f in stopped
         ),
     }
-
-
-def fastest(standing: Standing, k: int) -> list[Point]:
-    return sorted(standing.medians, key=standing.medians.__getitem__)[:k]
 
 
 MODES = {

@@ -112,6 +112,15 @@ class Steering:
     _announced: str = ""
     _asked: tuple[float, tuple[float, ...]] = (math.nan, ())
 
+    @property
+    def all_seen(self) -> bool:
+        """Whether every trial has had a run that ended, so that only second ones are left to start."""
+        return self.race.last
+
+    @all_seen.setter
+    def all_seen(self, seen: bool) -> None:
+        self.race.last = seen
+
     def refresh(self, facts: Mapping[str, TrialFacts], plan: StagePlan) -> None:
         """Take new facts into account."""
         self._plan = plan
@@ -140,13 +149,13 @@ class Steering:
         """Whether a trial that was cut off must be watched for longer than it was.
 
         A time that capped it is slower now, or does not count any more, or the k-th best is not as
-        fast as expected. Until nothing else is left to run (`race.last`) only the winner of a group
+        fast as expected. Until nothing else is left to run (`all_seen`) only the winner of a group
         counts, for which other trials wait: the k-th best may still get faster.
         """
         if counted.reason not in (Reason.CAP, Reason.FORECAST) or counted.cap_s is None:
             return False
         watch = self.race.watch(trial, self._standing, self._plan)
-        least = max(watch.winner_s, watch.top_s if self.race.last else 0.0)
+        least = max(watch.winner_s, watch.top_s if self.all_seen else 0.0)
         return least > counted.cap_s * (1 + _ROUNDING)
 
     def reopened(self, facts: TrialFacts) -> str:

@@ -5,9 +5,8 @@ It must not know which executor, database or sampler it was given.
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,8 +21,8 @@ from sweeper.patience import Patient
 from sweeper.places import Places
 from sweeper.progress import Progress
 from sweeper.racing.reach import effective_target
-from sweeper.racing.validity import may_measure_again
 from sweeper.records import Records
+from sweeper.remaining import Remaining
 from sweeper.search.base import Search
 from sweeper.stages import Stage
 from sweeper.steering import Running, Steering
@@ -31,12 +30,10 @@ from sweeper.storage.base import Lease, StageRecord, Store
 from sweeper.study import Study
 from sweeper.trial import (
     UNRANKED,
-    Outcome,
     PlannedTrial,
     Reason,
     TrialFacts,
 )
-from sweeper.waiting import Waiting
 
 LEASE_TTL_S = 30.0
 TICK_S = 0.2
@@ -104,13 +101,11 @@ class StageRun:
         self._ending: Ending = "complete"
         self._why = ""
         self._trouble: EnvironmentUnusable | PlanError | None = None
-        self._to_retry: set[str] = set()
         self._rest_until: dict[str, float] = {}
         self._places = Places(self.executor, self.progress.note)
-        self._stale = self._news = True
+        self._stale = True
         metric = self.study.objective.metric
         self._steering = Steering(self.stage.race, self.progress, self.target, metric)
-        self._waiting = Waiting(self._needs_run, self._steering.order)
         self._behind = Behind()
         validity = self.study.trust
         if self.stage.name in UNRANKED:  # a run on a busy device leaves the same checkpoint
@@ -169,16 +164,15 @@ class StageRun:
         )
         self._plan = self._record.plan
         self._records.load()
+        self._remaining = Remaining(
+            self.study, self.home, self._steering, self._records, self._running, self._plan
+        )
         self._keep_document()
         if self.stage.keep is not None:  # an earlier command may have gone over to a fallback
             self._aim_at(self._record.effective_target)
         self._changed()
         if self.retry_failed:
-            self._to_retry = {
-                i
-                for i, f in self._records.judged.items()
-                if f.counted is not None and f.counted.outcome in (Outcome.FAILED, Outcome.INVALID)
-            }
+            self._remaining.retry_failed()
 
     def _reconcile(self) -> None:
         """Attempts that an earlier orchestrator began: record, adopt, or declare lost."""
@@ -203,7 +197,7 @@ class StageRun:
         if self._ending != "complete" or self._trouble is not None:
             return
         try:
-            plan = self.stage.plan(self._settled(), self._plan)
+            plan = self.stage.plan(self._remaining.settled(), self._plan)
         except PlanError as error:
             self._trouble = error
             return
@@ -227,11 +221,13 @@ class StageRun:
     def _stretch(self) -> bool:
         """Go over to a stretch target once everybody has reached and nobody is told apart by it."""
         complete = self._ending == "complete" and self._trouble is None
-        found = self._steering.stretch() if complete and not self._anything_left() else None
+        found = self._steering.stretch() if complete and not self._remaining.anything() else None
         if found is None:
             return False
         goal, why = found
-        able = [f for f in self._records.judged.values() if self._origin(f, goal) is not None]
+        able = [
+            f for f in self._records.judged.values() if self._remaining.origin(f, goal) is not None
+        ]
         if not able:
             what = "none of its trials left a checkpoint"
             if not self.study.trainer.resume:
@@ -251,16 +247,12 @@ class StageRun:
     def _aim_at(self, target: float) -> None:
         self.target = self._steering.target = self._records.target = target
 
-    def _origin(self, known: TrialFacts, target: float) -> attempts.Origin | None:
-        """The checkpoint from which a trial that reached an easier target goes on to this one."""
-        return checkpoints.origin(self.study, self.home, known, target)
-
     def _fill_slots(self) -> None:
         if isinstance(self._trouble, EnvironmentUnusable) or not self._may_start():
             return
         taken = {r.slot.name for r in self._running.values() if r.slot is not None}
         for slot in (s for s in self.executor.slots() if s.name not in taken):
-            trial = next(filter(self._has_rested, self._ready_trials()), None)
+            trial = next(filter(self._has_rested, self._remaining.ready()), None)
             if trial is None or not self._may_start():
                 return
             if self._places.is_left_out(slot):
@@ -272,11 +264,11 @@ class StageRun:
                 return
 
     def _may_go_on(self) -> bool:
-        return self._trouble is None and self._may_start() and bool(self._ready_trials())
+        return self._trouble is None and self._may_start() and bool(self._remaining.ready())
 
     def _is_to_wait(self) -> bool:
         """With nothing running: whether a device or a trial that rests is waited for."""
-        resting = any(t.id in self._rest_until for t in self._ready_trials())
+        resting = any(t.id in self._rest_until for t in self._remaining.ready())
         return self._places.wait() or resting
 
     def _has_rested(self, trial: PlannedTrial) -> bool:
@@ -290,7 +282,7 @@ class StageRun:
         judged = self._records.judged.get(trial.id, known)
         if words := self._steering.reopened(judged):
             self._say_later(words)
-        origin = self._origin(judged, self.target)
+        origin = self._remaining.origin(judged, self.target)
         begin = starts.begin(self.study, self.home, trial, self._plan)
         if not self._record.exploratory:
             starts.need_same_file(begin, self._record.definition)
@@ -310,9 +302,8 @@ class StageRun:
             begin=begin,
         )
         self.executor.submit(self._begin(trial, attempt, prepared, slot), slot)
-        self._to_retry.discard(trial.id)
+        self._remaining.started(trial)
         self._rest_until.pop(trial.id, None)
-        self._waiting.start(trial)
         self._started += 1
         self._running[str(paths.folder)] = Running(
             trial, attempt, paths, slot, readout.Follow(paths), bound.seconds if bound else None
@@ -382,7 +373,7 @@ class StageRun:
             self.revive()
 
     def _close(self) -> StageEnd:
-        if self._ending == "complete" and not self._anything_left():
+        if self._ending == "complete" and not self._remaining.anything():
             self._judge_target()
             self.store.close_stage(self.study.name, self.stage.name)
         record = self.store.stage(self.study.name, self.stage.name)
@@ -435,7 +426,7 @@ class StageRun:
     def _check_breaker(self) -> None:
         if self._ending != "complete":
             return
-        if why := tries.breaker(self._records.facts.values(), self._may_shrink):
+        if why := tries.breaker(self._records.facts.values(), self._remaining.may_shrink):
             self._ending, self._why = "breaker", why
 
     def _say_later(self, words: str) -> None:
@@ -453,7 +444,7 @@ class StageRun:
             )
         spent = self.budget.max_hours is not None and self._hours() >= self.budget.max_hours
         used = self.budget.max_trials is not None and self._started >= self.budget.max_trials
-        if (spent or used) and self._anything_left():
+        if (spent or used) and self._remaining.anything():
             self._ending = "budget"
             limit = "--max-hours" if spent else "--max-trials"
             self._why = f"{limit} is used up; the same command goes on from here"
@@ -462,81 +453,12 @@ class StageRun:
     def _hours(self) -> float:
         return (time.monotonic() - self._began_at) / 3600
 
-    def _anything_left(self) -> bool:
-        return bool(self._ready_trials()) or any(t.open for t in self._plan.trials)
-
-    def _ready_trials(self) -> Waiting:
-        """Trials that could start now, the next one first; worked out only when something changed."""
-        if self._news:
-            self._news = False
-            busy = {r.trial.id for r in self._running.values()}
-            self.stage.race.last = False
-            anew = self._steering.reopens()
-            self._waiting.follow(self._plan, self._records.judged, busy, anew=anew)
-            if self._all_were_seen(busy):
-                self.stage.race.last = True
-                self._waiting.add(self._cut_off_too_early(busy))
-        return self._waiting
-
-    def _all_were_seen(self, busy: Collection[str]) -> bool:
-        """Whether every trial has had a run that ended, and nothing but second ones can follow."""
-        left = itertools.chain(busy, (trial.id for trial in self._waiting))
-        known = map(self._records.judged.get, left)
-        seen = all(facts is not None and facts.counted is not None for facts in known)
-        return seen and not any(trial.open for trial in self._plan.trials)
-
-    def _cut_off_too_early(self, busy: Collection[str]) -> list[TrialFacts]:
-        """Trials to run again because they were watched for too little (see `matters_again`)."""
-        return [
-            facts
-            for name, facts in self._records.judged.items()
-            if name not in busy and self._is_cut_off_too_early(facts)
-        ]
-
-    def _is_cut_off_too_early(self, known: TrialFacts) -> bool:
-        """Not where it was run again for that, and failed or was rejected for good."""
-        counted = known.counted
-        if counted is None or not self._steering.matters_again(known.trial, counted):
-            return False
-        latest = known.attempts[-1]
-        if latest.reason is Reason.OOM and self._may_shrink(known):
-            return True
-        if latest.outcome is Outcome.FAILED:
-            return tries.may_try_again(known, latest)
-        return latest.outcome is not Outcome.INVALID or may_measure_again(known)
-
-    def _settled(self) -> list[TrialFacts]:
-        """The facts, with trials that will be run again as if they had not been run yet."""
-        judged = self._records.judged
-        again = {*self._ready_trials().again, *(r.trial.id for r in self._running.values())}
-        tried = [judged[i] for i in again if i in judged and judged[i].attempts]
-        return list({**judged, **{f.trial.id: TrialFacts(f.trial) for f in tried}}.values())
-
     def _changed(self) -> None:
         """Facts or plan are others than they were."""
-        self._news = self._stale = True
+        self._stale = True
         self._records.judge()
         self._steering.refresh(self._records.judged, self._plan)
-
-    def _needs_run(self, trial: PlannedTrial) -> bool:
-        if trial.open:
-            return False
-        known = self._records.judged.get(trial.id)
-        counted = known.counted if known else None
-        if known is None or counted is None or trial.id in self._to_retry:
-            return True
-        if counted.reason is Reason.OOM and self._may_shrink(known):
-            return True
-        if counted.outcome is Outcome.FAILED:
-            return tries.may_try_again(known, counted)
-        if counted.outcome is Outcome.INVALID:
-            return may_measure_again(known)
-        if counted.reason is Reason.BUDGET or self._origin(known, self.target) is not None:
-            return True
-        return self._is_cut_off_too_early(known)
-
-    def _may_shrink(self, known: TrialFacts) -> bool:
-        return oom.may_shrink(self.study, known.trial.point, known.attempts)
+        self._remaining.changed(self._plan)
 
     def _patient(self, target: Any) -> Patient:
         return Patient(target, note=self.progress.note, revive=self._while_the_database_is_gone)
@@ -552,7 +474,7 @@ class StageRun:
         return self.target if self.study.objective.goal == "time_to_target" else None
 
     def _done(self) -> int:
-        waiting = {t.id for t in self._ready_trials()}
+        waiting = {t.id for t in self._remaining.ready()}
         return sum(1 for t in self._plan.trials if not t.open and t.id not in waiting)
 
     def _judge_target(self) -> None:

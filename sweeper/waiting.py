@@ -69,11 +69,11 @@ class Waiting:
         self._line = self._order(plan.trials, self._ready)
 
     def add(self, again: Iterable[TrialFacts]) -> None:
-        """Trials that have run and are run once more, until what is new says otherwise."""
+        """Trials that have run and are run once more, in this order, until something is new."""
         for facts in again:
+            if not self._ready[self._places[facts.trial.id]]:
+                self._line.append(facts.trial)
             self._put(facts.trial, True, facts)
-        if self._plan is not None:
-            self._line = self._order(self._plan.trials, self._ready)
 
     def start(self, trial: PlannedTrial) -> None:
         """It waits no more; nothing new is known, so the others keep their places."""

@@ -84,6 +84,8 @@ ALLOWED: dict[str, set[str]] = {
     "records": WORDS
     | SEAMS
     | {"attempts", "behind", "gate", "readout", "run_folders", "steering", "telling"},
+    "remaining": WORDS
+    | {"attempts", "checkpoints", "oom", "racing", "records", "steering", "tries", "waiting"},
     "sweep": WORDS
     | SEAMS
     | {
@@ -96,11 +98,11 @@ ALLOWED: dict[str, set[str]] = {
         "places",
         "readout",
         "records",
+        "remaining",
         "run_folders",
         "racing",
         "starts",
         "tries",
-        "waiting",
     }
     | {"stages", "steering"},
     "replay": WORDS

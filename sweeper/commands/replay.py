@@ -138,8 +138,7 @@ def _play(
 
 
 def _top(study: Study, run: Replayed, k: int, target: float) -> list[Point]:
-    standing = Times(study.objective.clock).standing(run.end.facts, target)
-    return sorted(standing.medians, key=standing.medians.__getitem__)[:k]
+    return Times(study.objective.clock).standing(run.end.facts, target).best(k)
 
 
 def _judge(

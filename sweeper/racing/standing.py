@@ -60,6 +60,10 @@ class Standing:
         """The k-th smallest time over distinct points, or None until k have reached."""
         return self.fastest[k - 1] if 0 < k <= len(self.fastest) else None
 
+    def best(self, k: int) -> list[Point]:
+        """The (at most) k points with the smallest medians, the fastest first."""
+        return sorted(self.medians, key=self.medians.__getitem__)[:k]
+
     def noise(self, k: int) -> tuple[float | None, int]:
         """See `noise.spread_of_the_best`, where k points are kept."""
         kth = self.kth(k)

@@ -174,6 +174,14 @@ def test_who_was_not_expected_in_the_top_is_run_again_only_where_that_was_wrong(
     assert times(free)[:3] == times(run)[:3]
 
 
+def test_whoever_had_come_furthest_is_run_again_first(study):
+    """So the third best is known before the others have had their second runs, and caps them."""
+    run = played(study, *WRONG[:2], *reversed(WRONG[2:]))
+    again = sorted((a.started_at, f.trial.id) for f in run.end.facts for a in f.attempts[1:])
+    assert [name for _, name in again] == ["t7", "t6", "t5", "t4", "t3", "t2"]
+    assert [name for name, of in tries_of(run).items() if of[1:] == [Reason.TARGET]] == ["t7"]
+
+
 def test_who_was_expected_to_be_out_is_out_and_not_run_again(study):
     seconds = (10.0, 11.0, 40.0, 39.0, 10.5, 38.0, 37.0, 12.5)
     run = played(study, *seconds)
