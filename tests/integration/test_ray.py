@@ -77,8 +77,9 @@ def test_what_is_killed_is_run_again(sweep, nodes, wait_until, part):
     assert done.code == 0, done.text
     facts = sweep.facts(study)
     lost = [f for f in facts if f["outcome"] == "failed"]
-    assert {f["reason"] for f in lost} <= {"lost", "killed"}
-    assert lost
+    # and "device": these nodes share a machine, and one may be on the core that another wants
+    assert {f["reason"] for f in lost} <= {"lost", "killed", "device"}
+    assert {f["reason"] for f in lost} & {"lost", "killed"}
     counted = [f["id"] for f in facts if f["outcome"] in ("reached", "censored")]
     assert len(counted) == len(set(counted)) == 5
     wait_until(lambda: not any(processes.marked(t) for t in tokens), "nothing is left running")
