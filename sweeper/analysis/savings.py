@@ -67,7 +67,7 @@ def rules(facts: StudyFacts) -> tuple[Rule, ...]:
     carried = [a for a in ended if a.device.get("continues")]
     return (
         _ending("cap", racing.cap, capped, limits, "could not enter the top k any more"),
-        _ending("expect", racing.expect, early, limits, "were not expected in the top k"),
+        _ending("expect", racing.expect, early, limits, "not expected in the top k"),
         Rule(
             "order",
             "order",
@@ -81,20 +81,30 @@ def rules(facts: StudyFacts) -> tuple[Rule, ...]:
             "reopen",
             racing.cap,
             _run_again(stages),
-            "runs that were cut off and had to be run again: a time that capped them became slower, "
-            "or the others were not as fast as expected",
+            "run",
+            "cut off and then repeated: a time that capped it became slower, or the others were not as "
+            "fast as expected",
             switch="cap",
         ),
-        _cost("questions", racing.questions, arms, "arms of a question, so that it keeps its data"),
-        _cost("replicates", racing.replicates, repeats, "repeats, so that noise is not cut off"),
-        _ending("forecast", racing.forecast, foreseen, limits, "were forecast to miss their cap"),
+        _cost(
+            "questions", racing.questions, arms, "arm", "of a question, so that it keeps its data"
+        ),
+        _cost(
+            "replicates",
+            racing.replicates,
+            repeats,
+            "repeat",
+            "let run, so that noise is not cut off",
+        ),
+        _ending("forecast", racing.forecast, foreseen, limits, "forecast to miss the cap"),
         _ending("rungs", racing.rungs, rung, limits, "fell behind at equal train seconds"),
         _ending("fallback", racing.fallback, fell, limits, "stopped at a fallback target"),
         _cost(
             "stretch",
             racing.stretch,
             [a.own_train_s for a in carried],
-            "trials that went on to a stretch target from their checkpoints",
+            "trial",
+            "that went on to a stretch target from its checkpoint",
         ),
     )
 
@@ -115,8 +125,11 @@ def _ending(
     return Rule(name, name, on, len(ended), saved, f"{count(len(ended), 'trial')} {words}")
 
 
-def _cost(name: str, on: bool, beyond: Sequence[float], words: str, switch: str = "") -> Rule:
-    return Rule(name, switch or name, on, len(beyond), -sum(beyond), f"{len(beyond)} {words}")
+def _cost(
+    name: str, on: bool, beyond: Sequence[float], thing: str, words: str, *, switch: str = ""
+) -> Rule:
+    what = f"{count(len(beyond), thing)} {words}"
+    return Rule(name, switch or name, on, len(beyond), -sum(beyond), what)
 
 
 def _run_again(stages: Sequence[StageFacts]) -> list[float]:

@@ -439,7 +439,8 @@ def _reproduce(document: Document) -> str:
         **{f"version of {name}": version for name, version in found["versions"].items()},
     }
     for place, fingerprint in enumerate(found["fingerprints"], start=1):
-        facts |= {f"fingerprint {place}, {key}": value for key, value in fingerprint.items()}
+        known = {key: "none" if value is None else value for key, value in fingerprint.items()}
+        facts |= {f"fingerprint {place}, {key}": value for key, value in known.items()}
     for place, device in enumerate(found["devices"], start=1):
         facts |= {f"device {place}, {key}": value for key, value in device.items()}
     warning = (
