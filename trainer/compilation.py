@@ -15,9 +15,9 @@ import torch
 
 from trainer.config import Run as RunConfig
 from trainer.errors import ConfigError
+from trainer.files import cache_root
 from trainer.hardware import device_name
 
-CACHE_VARIABLE = "TRAINER_CACHE"
 _KEPT_BY = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
 
@@ -26,12 +26,8 @@ def cache_folder(named: str | None, device: torch.device) -> Path:
 
     Code for a CPU has the thread count compiled in, and code for a GPU that GPU's model.
     """
-    root = named or os.environ.get(CACHE_VARIABLE)
-    if root is None:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        root = str(Path(base) / "sweep-trainer")
     key = f"torch-{torch.__version__}-{device_name(device)}-{torch.get_num_threads()}-threads"
-    return Path(root) / re.sub(r"[^A-Za-z0-9.+]+", "-", key)
+    return cache_root(named) / re.sub(r"[^A-Za-z0-9.+]+", "-", key)
 
 
 def keep_compiled_code(named: str | None, device: torch.device) -> Path:

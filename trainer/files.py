@@ -1,4 +1,4 @@
-"""Owns writing files that appear whole or not at all.
+"""Owns writing files that appear whole or not at all, and where runs keep what others can use again.
 
 It must not know what is in them, nor import torch or numpy.
 """
@@ -10,6 +10,17 @@ import tempfile
 from pathlib import Path
 
 from trainer.errors import ConfigError
+
+CACHE_VARIABLE = "TRAINER_CACHE"
+
+
+def cache_root(named: str | None = None) -> Path:
+    """The folder of what can be made again: as named, else TRAINER_CACHE, else the user's cache."""
+    root = named or os.environ.get(CACHE_VARIABLE)
+    if root:
+        return Path(root)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sweep-trainer"
 
 
 def write_whole(path: Path, *pieces: bytes | memoryview) -> None:

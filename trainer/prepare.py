@@ -85,7 +85,7 @@ def prepare_fineweb(out: Path, shards: int, say: Say) -> None:
             partial = place.with_name(f".{name}.part")
             shutil.copyfile(cached, partial)
             partial.replace(place)
-        say(f"{place}: {len(open_shard(place)):,} tokens")
+        say(f"{place}: {len(open_shard(place).tokens):,} tokens")
     _say_configuration(out, "fineweb", GPT2_VOCABULARY, say)
 
 
@@ -161,7 +161,7 @@ def prepare_documents(
         for number, first in enumerate(range(0, len(tokens), SHARD_TOKENS)):
             path = out / f"docs_{split}_{number:06d}.bin"
             write_shard(path, tokens[first : first + SHARD_TOKENS])
-            say(f"{path}: {len(open_shard(path)):,} tokens")
+            say(f"{path}: {len(open_shard(path).tokens):,} tokens")
     vocabulary = encoder.vocabulary if encoder else BYTE_MARK + 1
     documents = sum(len(split) for split in splits)
     facts = {

@@ -157,7 +157,7 @@ def test_text_files_become_shards_that_are_a_corpus(tmp_path, capsys):
 def test_the_standard_library_becomes_shards(tmp_path):
     out = tmp_path / "out"
     assert main(["prepare", "stdlib", "--out", str(out), "--max-bytes", "200000"]) == 0
-    tokens = sum(len(open_shard(path)) for path in out.glob("docs_*.bin"))
+    tokens = sum(len(open_shard(path).tokens) for path in out.glob("docs_*.bin"))
     facts = json.loads((out / "docs.json").read_text())
     assert tokens == 200_000 + facts["documents"] == sum(facts["tokens"])
     assert facts["vocabulary"] == 257

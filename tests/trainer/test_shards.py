@@ -44,7 +44,7 @@ def test_what_is_written_is_read_back_through_a_map_at_1024_bytes(tmp_path):
     tokens = np.arange(1000, dtype=np.uint16) * 50
     write_shard(path, tokens)
     assert path.stat().st_size == 1024 + 2000
-    found = open_shard(path)
+    found = open_shard(path).tokens
     assert isinstance(found, np.memmap)
     assert found.offset == 1024
     assert np.array_equal(found, tokens)
@@ -54,7 +54,7 @@ def test_what_is_written_is_read_back_through_a_map_at_1024_bytes(tmp_path):
 def test_a_header_taken_for_256_bytes_would_be_noticed(tmp_path):
     """256 int32 are 1,024 bytes; who skips 256 bytes reads 384 tokens of header as text."""
     write_shard(tmp_path / "a.bin", np.full(1000, 7, np.uint16))
-    right = open_shard(tmp_path / "a.bin")
+    right = open_shard(tmp_path / "a.bin").tokens
     wrong = np.fromfile(tmp_path / "a.bin", "<u2", offset=256)
     assert len(wrong) - len(right) == 384
     assert (right == 7).all()

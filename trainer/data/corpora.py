@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config import Data as DataConfig
-from trainer.data import names
-from trainer.data.shards import open_shards
+from trainer.data import known, names
+from trainer.data.shards import bring_in, open_shards, refuse_strangers
 from trainer.data.titles import docstring_titles, tokenised
 from trainer.errors import DataError
 
@@ -106,17 +106,24 @@ def _split_corpus(config: DataConfig) -> Corpus:
 
 def _shards(config: DataConfig) -> Corpus:
     """Token files as they are: training and validation are separate files."""
-    splits = [
-        open_shards(
-            pattern or "", vocabulary=config.vocabulary, max_tokens=limit, key=f"data.{key}"
-        )
-        for key, pattern, limit in (
-            ("train", config.train, config.max_tokens),
-            ("validation", config.validation, config.max_validation_tokens),
-        )
-    ]
-    names = f"{len(splits[0])} token file{'s' if len(splits[0]) > 1 else ''}, {config.train}"
-    return _corpus(splits[0], splits[1], config.vocabulary, names)
+    train = open_shards(config.train or "", max_tokens=config.max_tokens, key="data.train")
+    validation = open_shards(
+        config.validation or "", max_tokens=config.max_validation_tokens, key="data.validation"
+    )
+    splits = [[shard.tokens for shard in split] for split in (train, validation)]
+
+    def examined() -> str:
+        for shard in (*train, *validation):
+            refuse_strangers(shard, config.vocabulary)
+        return _hash(splits[0], splits[1])
+
+    files = [(shard.path, shard.stamp) for shard in (*train, *validation)]
+    lengths = [[len(tokens) for tokens in split] for split in splits]
+    sha256 = known.hash_of(files, f"shards {config.vocabulary} {lengths}", examined)
+    for shard in (*train, *validation):
+        bring_in(shard)
+    names = f"{len(train)} token file{'s' if len(train) > 1 else ''}, {config.train}"
+    return Corpus(splits[0], splits[1], config.vocabulary, sha256, names)
 
 
 def _titles(config: DataConfig) -> Corpus:
@@ -184,11 +191,18 @@ def _corpus(
     encode: Callable[[str], Sequence[int]] | None = None,
     row: int = 0,
 ) -> Corpus:
+    sha256 = _hash(train, validation, alphabet)
+    return Corpus(train, validation, vocabulary, sha256, source, encode, row=row)
+
+
+def _hash(
+    train: Sequence[npt.NDArray[Any]], validation: Sequence[npt.NDArray[Any]], more: bytes = b""
+) -> str:
     digest = hashlib.sha256(sum(part.nbytes for part in train).to_bytes(8, "little"))
     for part in (*train, *validation):
         digest.update(part.data)
-    digest.update(alphabet)
-    return Corpus(train, validation, vocabulary, digest.hexdigest(), source, encode, row=row)
+    digest.update(more)
+    return digest.hexdigest()
 
 
 def _decode(path: Path, content: bytes) -> str:

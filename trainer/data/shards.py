@@ -9,12 +9,15 @@ many little-endian uint16 tokens. Source: KellerJordan/modded-nanogpt (MIT), des
 from __future__ import annotations
 
 import glob
+import mmap
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.data.known import Stamp
 from trainer.errors import DataError
 from trainer.files import write_whole
 
@@ -25,14 +28,29 @@ MAX_VOCABULARY = 2**16
 Tokens = npt.NDArray[np.uint16]
 
 
-def open_shard(path: Path) -> Tokens:
-    """The tokens (N,) of one file, mapped into memory; DataError for every fault of its header."""
+class Shard(NamedTuple):
+    """The tokens (N,) that are taken of a file, mapped into memory, and the file as it was opened."""
+
+    tokens: Tokens
+    path: Path
+    stamp: Stamp
+
+
+def open_shard(path: Path) -> Shard:
+    """One file; DataError for every fault of its header."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as stream:
+            stamp = Stamp.of(os.fstat(stream.fileno()))
             head = stream.read(HEADER_BYTES)
+            count = _tokens_of(path, head, stamp.size)
+            tokens = np.memmap(stream, "<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    return Shard(tokens, path, stamp)
+
+
+def _tokens_of(path: Path, head: bytes, size: int) -> int:
+    """How many tokens the header says, and the size bears out."""
     if len(head) < HEADER_BYTES:
         raise DataError(
             f"{path}: {size} bytes; expected a shard, which has a header of {HEADER_BYTES} bytes"
@@ -54,14 +72,13 @@ def open_shard(path: Path) -> Tokens:
             f"{path}: {size} bytes; expected {expected} for the {count} tokens that its header says: "
             f"{fault}"
         )
-    return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+    return count
 
 
-def open_shards(pattern: str, *, vocabulary: int, max_tokens: int, key: str) -> list[Tokens]:
+def open_shards(pattern: str, *, max_tokens: int, key: str) -> list[Shard]:
     """The first `max_tokens` tokens (0: all) of the files that match, in the order of their names.
 
-    DataError when nothing matches (it names the configuration's `key`), for a fault of a header,
-    and for a token that is not below `vocabulary`.
+    DataError when nothing matches (it names the configuration's `key`), and for a fault of a header.
     """
     paths = sorted(glob.glob(pattern))  # noqa: PTH207 - the pattern may be absolute
     if not paths:
@@ -69,14 +86,13 @@ def open_shards(pattern: str, *, vocabulary: int, max_tokens: int, key: str) -> 
             f"{key} = {pattern!r}: no such file; expected token shards, which "
             "`python -m trainer prepare` makes"
         )
-    parts: list[Tokens] = []
+    parts: list[Shard] = []
     left = max_tokens or None
     for path in map(Path, paths):
-        tokens = open_shard(path)[:left]
-        _refuse_strangers(path, tokens, vocabulary)
-        parts.append(tokens)
+        whole = open_shard(path)
+        parts.append(whole._replace(tokens=whole.tokens[:left]))
         if left is not None:
-            left -= len(tokens)
+            left -= len(parts[-1].tokens)
             if left <= 0:
                 break
     return parts
@@ -91,11 +107,18 @@ def write_shard(path: Path, tokens: npt.NDArray[Any]) -> None:
     write_whole(path, header.tobytes(), np.ascontiguousarray(tokens, "<u2").data)
 
 
-def _refuse_strangers(path: Path, tokens: Tokens, vocabulary: int) -> None:
+def bring_in(shard: Shard) -> None:
+    """Have all of it in memory, as after reading it, so that no disk is waited for while training."""
+    shard.tokens[:: mmap.PAGESIZE // shard.tokens.itemsize].max(initial=0)
+
+
+def refuse_strangers(shard: Shard, vocabulary: int) -> None:
+    """DataError for a token that is not below `vocabulary`."""
+    tokens = shard.tokens
     if vocabulary >= MAX_VOCABULARY or int(tokens.max()) < vocabulary:
         return
     place = int(np.argmax(tokens >= vocabulary))
     raise DataError(
-        f"{path}: token {int(tokens[place])} at position {place}; expected tokens below "
+        f"{shard.path}: token {int(tokens[place])} at position {place}; expected tokens below "
         f"data.vocabulary = {vocabulary}"
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import re
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -23,7 +22,7 @@ import numpy.typing as npt
 from trainer.data.bpe import GPT2Encoder, read_merges
 from trainer.data.bpe_training import train_merges
 from trainer.errors import ConfigError, DataError
-from trainer.files import write_whole
+from trainer.files import cache_root, write_whole
 
 SHUFFLE_SEED = 1337
 FORMAT = "titles-2"
@@ -50,7 +49,7 @@ def docstring_titles(files: Sequence[Path]) -> list[str]:
     for path in files:
         facts = path.stat()
         key.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    place = _cache_folder() / f"docstrings-{key.hexdigest()[:32]}.txt"
+    place = cache_root() / "tokens" / f"docstrings-{key.hexdigest()[:32]}.txt"
     try:
         return place.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
@@ -95,7 +94,7 @@ def tokenised(
     key = hashlib.sha256(f"{FORMAT} {vocabulary} {learned}".encode())
     for split in splits:
         key.update("\n".join(split).encode() + b"\0")
-    place = _cache_folder() / f"{FORMAT}-{key.hexdigest()[:32]}.npz"
+    place = cache_root() / "tokens" / f"{FORMAT}-{key.hexdigest()[:32]}.npz"
     found = _kept(place)
     if found is None:
         encoder = GPT2Encoder(learned or train_merges("\n".join(splits[0]), vocabulary))
@@ -120,11 +119,6 @@ def _encoded(titles: Sequence[str], encoder: GPT2Encoder) -> npt.NDArray[np.uint
         ids += encoder.encode(title)
         ids.append(encoder.mark)
     return np.array(ids, np.uint16)
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("TRAINER_CACHE") or Path(base) / "sweep-trainer") / "tokens"
 
 
 def _kept(place: Path) -> dict[str, npt.NDArray[Any]] | None:
