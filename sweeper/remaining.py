@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from sweeper import attempts, checkpoints, oom, tries
+from sweeper.objective import lowest
 from sweeper.paths import Home
 from sweeper.racing.validity import may_measure_again
 from sweeper.records import Records
@@ -120,14 +121,15 @@ class Remaining:
     def _cut_off_too_early(self, busy: Collection[str]) -> list[TrialFacts]:
         """Trials to run again because they were watched for too little (see `matters_again`).
 
-        Whoever had come furthest is first: its time may spare the others their second run.
+        With [racing] order whoever had come furthest is first: its time may spare the others their
+        second run.
         """
         short = [
             known
             for name, known in self.records.judged.items()
             if name not in busy and self._is_too_short(known)
         ]
-        return sorted(short, key=_lowest_loss)
+        return sorted(short, key=_lowest_loss) if self.study.racing.order else short
 
     def _is_too_short(self, known: TrialFacts) -> bool:
         """Not where it was run again for that, and failed or was rejected for good."""
@@ -143,6 +145,6 @@ class Remaining:
 
 
 def _lowest_loss(known: TrialFacts) -> float:
-    """The lowest loss that the attempt which counts has measured; infinite where it has none."""
-    counted = known.counted
-    return min((e.value for e in counted.curve), default=math.inf) if counted else math.inf
+    """Of the attempt that counts; infinite where it has measured none."""
+    found = None if known.counted is None else lowest(known.counted)
+    return math.inf if found is None else found

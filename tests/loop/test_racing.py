@@ -176,9 +176,15 @@ def test_who_was_not_expected_in_the_top_is_run_again_only_where_that_was_wrong(
 
 def test_whoever_had_come_furthest_is_run_again_first(study):
     """So the third best is known before the others have had their second runs, and caps them."""
-    run = played(study, *WRONG[:2], *reversed(WRONG[2:]))
-    again = sorted((a.started_at, f.trial.id) for f in run.end.facts for a in f.attempts[1:])
-    assert [name for _, name in again] == ["t7", "t6", "t5", "t4", "t3", "t2"]
+
+    def names_again(run):
+        began = sorted((a.started_at, f.trial.id) for f in run.end.facts for a in f.attempts[1:])
+        return [name for _, name in began]
+
+    run = played(study, *WRONG[:2], *reversed(WRONG[2:]), order=True)
+    assert names_again(run) == ["t7", "t6", "t5", "t4", "t3", "t2"]
+    as_planned = played(study, *WRONG[:2], *reversed(WRONG[2:]))
+    assert names_again(as_planned) == ["t2", "t3", "t4", "t5", "t6", "t7"]
     assert [name for name, of in tries_of(run).items() if of[1:] == [Reason.TARGET]] == ["t7"]
 
 

@@ -141,3 +141,15 @@ def test_a_corpus_is_the_same_whether_its_hash_was_known_or_not(shard, kept):
     assert corpus(max_tokens=COUNT - 1).sha256 != first.sha256
     with pytest.raises(DataError, match="token 99 at position 99"):
         corpus(vocabulary=99)
+
+
+def test_a_store_that_moves_no_time_is_seen_where_it_begins_a_page(own, kept):
+    """Stores to a page that is dirty already move neither time of a file."""
+    tokens = np.memmap(own, "<u2", mode="r+", offset=1024)
+    tokens[0] = 8
+    time.sleep(SETTLED_S + 0.1)
+    data = Data(kind="shards", train=str(own), validation=str(own.parent / "x_val.bin"))
+    before = load_corpus(data).sha256
+    assert len(list(kept.iterdir())) == 1
+    tokens[0] = 9
+    assert load_corpus(data).sha256 != before
