@@ -180,9 +180,8 @@ def choose_top(study: Study, facts: Sequence[TrialFacts], k: int, target: float)
             kth = math.inf if study.objective.is_final else able[k - 1].score
             spread = noise_sd(study, facts, goal, kth)[0]
             limit = able[k - 1].score * math.exp(math.sqrt(2) * spread)
-            bound = kth * read_beyond(
-                study.racing.slack or slack(spread)
-            )  # no end for a final metric
+            # infinite for a final metric, as kth is: no trial was cut off there
+            bound = kth * read_beyond(study.racing.slack or slack(spread))
             chosen = [m for m in able[: 2 * k] if m.score <= min(limit, bound)]
             notes = _top_notes(k, chosen, goal, target)
             return Top(tuple(chosen), goal, flagged=False, kth=kth, bound=bound, notes=notes)

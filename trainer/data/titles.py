@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from trainer.data.bpe import GPT2Encoder, read_merges
 from trainer.data.bpe_training import train_merges
+from trainer.data.known import Stamp
 from trainer.errors import ConfigError, DataError
 from trainer.files import cache_root, write_whole
 
@@ -47,8 +48,7 @@ def docstring_titles(files: Sequence[Path]) -> list[str]:
     """The first lines of the docstrings in Python files, kept as long as no file changes."""
     key = hashlib.sha256(FORMAT.encode())
     for path in files:
-        facts = path.stat()
-        key.update(f"{path} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+        key.update(f"{path} {Stamp.of(path.stat())}\n".encode())
     place = cache_root() / "tokens" / f"docstrings-{key.hexdigest()[:32]}.txt"
     try:
         return place.read_text(encoding="utf-8").split("\n")
