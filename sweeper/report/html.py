@@ -433,7 +433,10 @@ def _reproduce(document: Document) -> str:
     found = document["reproduce"]
     commands = el.pre("\n".join(found["commands"]) + "\n", "Commands that repeat this sweep")
     facts: dict[str, Any] = {
-        **{f"plan hash, {stage}": value for stage, value in found["plan_hashes"].items()},
+        **{
+            f"hash of the definition, {stage}": value
+            for stage, value in found["plan_hashes"].items()
+        },
         "seed": found["seed"],
         **{f"frozen for every trial, {key}": value for key, value in found["frozen"].items()},
         **{f"version of {name}": version for name, version in found["versions"].items()},

@@ -355,7 +355,7 @@ def _failures(document: Document) -> list[str]:
 
 def _reproduce(document: Document) -> list[str]:
     found = document["reproduce"]
-    hashes = [f"- plan of {s}: `{h}`" for s, h in found["plan_hashes"].items()]
+    hashes = [f"- hash of the definition of {s}: `{h}`" for s, h in found["plan_hashes"].items()]
     versions = [f"- {safe(name)} {safe(version)}" for name, version in found["versions"].items()]
     commands = ["```sh", *map(plain, found["commands"]), "```", ""]
     frozen = [
